@@ -73,8 +73,9 @@ def run_seed(seed: int) -> dict[str, Any]:
     values: dict[str, list[Tensor]] = {name: [] for name in (*NAMES, "reward")}
     for step in range(STEPS):
         prompts = prompts_of_step(rows, step, recipe.num_prompts, recipe.seed)
-        rollout = critic.valued(collector.collect(prompts, step, slice(None), Tally()))
-        critic.learn(rollout, [], Tally())
+        valued = critic.valued(collector.collect(prompts, step, slice(None), Tally()))
+        critic.learn(valued, [], Tally())
+        rollout = valued.rollout
         assert rollout.value is not None
         assert rollout.one_step_reward is not None
         if step >= LEARNING:

@@ -29,6 +29,7 @@ def test_the_defaults():
     assert METHODS["trajectory_balance"]().model_dump() == expected
     assert TrajectoryBalance().needs() == Needs(reference="logprob")
     assert not TrajectoryBalance.separable
+    assert not TrajectoryBalance().by_completion
     assert TrajectoryBalance(subpath_steps=1).needs() == Needs(reference="logprob", group=False, critic=True)
     sampler = SamplerConfig(max_completion_length=8, num_steps=4)
     TrajectoryBalance(subpath_steps=4).check(sampler, 1)
@@ -183,6 +184,25 @@ def test_the_error_of_a_value_is_the_soft_return_less_the_value(toy, table_denoi
         assert error == pytest.approx(expected, abs=1e-10)
     assert len(output.loss) == int((method.critic_steps(rollout) >= 0).sum())
     assert torch.equal(views.slot, path.shown_step(views) // subpath_steps)
+
+
+def test_the_loss_of_sub_paths_is_a_sum_over_completions_and_its_returns_are_those_of_the_old_policy():
+    generator, method = torch.Generator().manual_seed(0), TrajectoryBalance(alpha=ALPHA, subpath_steps=1)
+    new, old, reference = torch.randn(3, 4, 5, generator=generator).unbind()
+    parts = {"row": [0, 0, 1, 1], "slot": torch.tensor([0, 1, 0, 1]), "advantage": [0.1, 0.2, -0.3, 0.5]}
+
+    def outcome(first, last):
+        given = {name: value[first:last] for name, value in parts.items()}
+        tables = {"old": old[first:last], "reference": reference[first:last]}
+        return method.loss(make_inputs(new[first:last], **given, **tables))
+
+    whole, one, other = outcome(0, 4), outcome(0, 2), outcome(2, 4)
+    assert method.by_completion
+    torch.testing.assert_close(one.loss.sum() + other.loss.sum(), whole.loss.sum())
+    torch.testing.assert_close(torch.cat([one.value_error, other.value_error]), whole.value_error)
+    gained = torch.tensor(parts["advantage"]) - ALPHA * (old - reference).sum(-1)
+    expected = torch.stack([gained[0] + gained[1], gained[1], gained[2] + gained[3], gained[3]])
+    torch.testing.assert_close(whole.value_error, expected)
 
 
 def test_the_others_of_the_group_stand_for_the_normaliser():

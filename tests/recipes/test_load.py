@@ -399,6 +399,19 @@ def test_a_reference_that_nothing_reads_cannot_follow() -> None:
     assert load_recipe("sudoku-tiny", ["sync_ref_model=true", "method.beta=0.1"]).sync_ref_model
 
 
+def test_settings_that_a_critic_or_its_absence_makes_idle_are_refused() -> None:
+    critic = "method={type: egspo, num_selected: 2, baseline: critic}"
+    assert load_recipe("sudoku-tiny", [critic, "critic.ridge=3"]).critic.ridge == 3
+    assert "critic.ridge = 3" in refusal("critic.ridge=3")
+    assert "critic.decay = 0.5" in refusal("critic.decay=0.5", "method={type: egspo, num_selected: 2}")
+    assert "refill_rounds = 2" in refusal(critic, "refill_rounds=2")
+    weighted = critic.replace("}", ", stepwise_weight: 0.5}")
+    assert "stepwise_weight = 0.5 has no effect" in refusal(weighted)
+    # The default of EGSPO-SA is no setting of the user, also in the saved recipe of a run.
+    saved = load_recipe("sudoku-tiny", ["method={type: egspo_sa, num_selected: 2, baseline: value}"]).model_dump()
+    assert type(load_recipe("sudoku-tiny")).model_validate(saved).method.baseline == "value"
+
+
 def test_a_new_model_has_nothing_to_adapt() -> None:
     with raises(ConfigError, "lora", "existing model"):
         load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4"])

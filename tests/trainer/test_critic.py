@@ -14,7 +14,7 @@ from tests.helpers.rollouts import collect, trajectory
 from tests.helpers.runs import metrics, train_recipe
 from unmask.core.records import Rollout, Views
 from unmask.functional.least_squares import ridge_regression, second_moments
-from unmask.models import Denoiser, char_tokenizer
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.pooled_states import pooled_states
@@ -22,8 +22,10 @@ from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.critic import Critic, blank_moments
 from unmask.trainer.distributed.ranks import Ranks
+from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 from unmask.trainer.passes import UpdatePasses
+from unmask.trainer.reference import FrozenCopy
 
 
 @per_completion
@@ -114,7 +116,7 @@ def test_the_values_come_from_the_returns_of_earlier_steps_alone(lively, tmp_pat
     recipe, rollout = rollout_of(lively, tmp_path)
     critic, method = critic_of(lively, recipe), recipe.method
     first = critic.valued(rollout)
-    assert not first.value.any()
+    assert not first.rollout.value.any()
     critic.learn(first, [], Tally())
     recipe, later = rollout_of(lively, tmp_path, step=1)
     expected = torch.zeros(())
@@ -132,7 +134,7 @@ def test_the_values_come_from_the_returns_of_earlier_steps_alone(lively, tmp_pat
     # In batches of seven states.
     valued = critic_of(lively, recipe, 7)
     valued.moments.copy_(critic.moments)
-    value = valued.valued(later).value
+    value = valued.valued(later).rollout.value
     torch.testing.assert_close(value[views.row, views.slot], expected, rtol=1e-4, atol=1e-5)
     assert value.std() > 1e-3
     critic.learn(critic.valued(later), [], Tally())
@@ -150,10 +152,36 @@ def test_it_learns_a_return_that_its_features_show(lively, tmp_path):
         views = state_views(rollout, recipe.method.critic_steps(rollout))
         returns = views.hidden.float().mean(-1)
         tallies.append(Tally())
-        critic.learn(valued, [(views, returns - valued.value[views.row, views.slot])], tallies[-1])
+        errors = returns - valued.rollout.value[views.row, views.slot]
+        critic.learn(valued, [(views, errors)], tallies[-1])
     explained = [tally.reduce(Accelerator())["critic/explained_variance"] for tally in tallies]
     assert explained[0] == 0
     assert explained[-1] > 0.6
+
+
+def test_further_updates_of_a_rollout_do_not_change_what_the_critic_learns(lively, tmp_path):
+    # The soft returns are those of the policy that drew the paths, and not of the weights of the last update.
+    method = "{type: trajectory_balance, subpath_steps: 2, alpha: 0.5}"
+    recipe, rollout = rollout_of(lively, tmp_path, method=method)
+    fast = recipe.optim.model_copy(update={"learning_rate": 0.01, "warmup_steps": 0})
+    recipe = recipe.model_copy(update={"optim": fast})
+    reference = FrozenCopy.of(
+        tiny_denoiser(TinyConfig(num_layers=2, width=16, num_heads=2), char_tokenizer(Sudoku().alphabet), 1), "cpu"
+    )
+    learned, start = [], {name: value.clone() for name, value in lively.state_dict().items()}
+    for settings in ({"num_iterations": 1}, {"num_iterations": 3}, {"num_minibatches": 2}):
+        lively.load_state_dict(start)
+        optimizer, moments = torch.optim.AdamW(lively.parameters()), blank_moments(lively, "cpu")
+        accelerator = Accelerator()
+        arguments = (accelerator, lively, accelerator.prepare(optimizer), reference, recipe.model_copy(update=settings))
+        learner = Learner(*arguments, critic=moments)
+        learner.update(rollout, 0, torch.Generator().manual_seed(0), Tally())
+        learned.append(moments)
+    for other in learned[1:]:
+        torch.testing.assert_close(other, learned[0], rtol=1e-5, atol=1e-5)
+    assert max(float((value - start[name]).abs().max()) for name, value in lively.state_dict().items()) > 5e-3
+    rewards = rollout.reward.double().square().sum()
+    assert (learned[0][-1, -1] - rewards).abs() > 1, "soft returns are not the rewards"
 
 
 def test_the_metrics_are_those_of_the_values_before_they_learn(lively, tmp_path):
@@ -161,11 +189,11 @@ def test_the_metrics_are_those_of_the_values_before_they_learn(lively, tmp_path)
     critic, tally = critic_of(lively, recipe), Tally()
     generator = torch.Generator().manual_seed(0)
     valued = critic.valued(rollout)
-    valued = replace(valued, value=torch.rand(valued.value.shape, generator=generator))
-    critic.learn(valued, [], tally)
+    values = torch.rand(valued.is_valued.shape, generator=generator)
+    critic.learn(replace(valued, rollout=replace(valued.rollout, value=values)), [], tally)
     found = tally.reduce(Accelerator())
     is_valued = recipe.method.critic_steps(rollout) >= 0
-    value, returns = valued.value[is_valued], rollout.reward.unsqueeze(-1).expand_as(valued.value)[is_valued]
+    value, returns = values[is_valued], rollout.reward.unsqueeze(-1).expand_as(values)[is_valued]
     assert found["critic/loss"] == pytest.approx(float((value - returns).square().mean()), rel=1e-5)
     assert found["critic/value"] == pytest.approx(float(value.mean()), rel=1e-5)
     explained = 1 - float((returns - value).var() / returns.var())

@@ -384,7 +384,8 @@ class LossOutput:
     value_error: Float[Tensor, "N"] | None = None
     """[N] float32, without graph: by how much the return of a state exceeds its value in
     `Rollout.value`, for the valued state in the slot of each view. The critic then learns these
-    returns; None if the return of every state is the reward."""
+    returns; None if the return of every state is the reward. All updates of a rollout give the same
+    errors: the return is that of the policy that drew the path."""
 
 
 Row = dict[str, Any]

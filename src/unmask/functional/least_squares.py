@@ -6,6 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+CONSTANT = 1e-8
+"""Variance of a feature, as a share of its mean square, below which it counts as constant."""
+COLLINEAR = 1e-7
+"""Penalty that is added to `ridge`, as a share of the samples. It keeps the equations regular without a
+ridge if features depend on each other: it is above the rounding error of a correlation, which is
+largest, about 1e-8, if the variances are near `CONSTANT`."""
+
 
 def second_moments(
     features: Float[Tensor, "n D"], target: Float[Tensor, "n"], weight: Float[Tensor, "n"]
@@ -35,11 +42,12 @@ def second_moments(
 
 def ridge_regression(moments: Float[Tensor, "E E"], ridge: float) -> tuple[Float[Tensor, ""], Float[Tensor, "D"]]:
     """Return the intercept a and the slopes w of the linear function a + w·φ that minimises
-    Σ_i w_i (y_i - a - w·φ_i)² + ridge v |w|², where v is the mean variance of a feature.
+    Σ_i w_i (y_i - a - w·φ_i)² + ridge Σ_j v_j w_j², where v_j is the variance of feature j.
 
     The intercept is not penalised, so with a large ridge the function is the mean of the targets. The
-    penalty does not depend on the scale of the features, and weighs as much as `ridge` further
-    samples of slope 0.
+    penalty depends on the scale of no feature. If the features are uncorrelated, it weighs as much as
+    `ridge` further samples that show no slope. A feature counts as constant, and its slope is 0, if its
+    standard deviation is below 1e-4 of its root mean square.
 
     Args:
         moments: [E, E] float64 second moments of (1, features, target), E = D + 2; see
@@ -51,16 +59,18 @@ def ridge_regression(moments: Float[Tensor, "E E"], ridge: float) -> tuple[Float
 
     Example:
         >>> moments = second_moments(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0, 5.0]), torch.ones(2))
-        >>> ridge_regression(moments, 0.0)
-        (tensor(1., dtype=torch.float64), tensor([2.], dtype=torch.float64))
+        >>> intercept, slopes = ridge_regression(moments, 2.0)
+        >>> round(float(intercept), 4), round(float(slopes), 4)
+        (2.0, 1.0)
     """
-    total = moments[0, 0].clamp(min=torch.finfo(moments.dtype).tiny)
+    total = torch.where(moments[0, 0] > 0, moments[0, 0], 1.0)
     mean = moments[0] / total
     centred = moments[1:, 1:] - torch.outer(mean[1:], moments[0, 1:])
     scatter, covariation = centred[:-1, :-1], centred[:-1, -1]
-    spread = scatter.diagonal().mean() / total
-    # A penalty far below rounding keeps the system regular if some features are constant.
-    penalty = (ridge + 1e-9 * float(total)) * spread + torch.finfo(moments.dtype).tiny
-    identity = torch.eye(len(scatter), dtype=moments.dtype, device=moments.device)
-    slopes = torch.linalg.solve(scatter + penalty * identity, covariation)
+    # The scatter of a constant feature is what rounding leaves of the difference of equal numbers.
+    varies = scatter.diagonal() > CONSTANT * moments.diagonal()[1:-1]
+    scale = torch.where(varies, scatter.diagonal(), torch.inf).rsqrt()
+    correlation = scatter.mul_(scale).mul_(scale.unsqueeze(-1))
+    correlation.diagonal().add_(ridge / total + COLLINEAR)
+    slopes = scale * torch.linalg.solve(correlation, scale * covariation)
     return mean[-1] - slopes @ mean[1:-1], slopes

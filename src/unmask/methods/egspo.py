@@ -98,10 +98,12 @@ class EGSPO(RatioMethod):
     scores: ClassVar[str] = "path steps"
     paper: ClassVar[str] = "arXiv:2603.12554"
     summary: ClassVar[str] = "gradients at the K steps of highest entropy"
-    unbiased: ClassVar[str] = "with entropy_sampled, surprisal_sampled or all, and leave_one_out"
+    unbiased: ClassVar[str] = (
+        "with entropy_sampled, surprisal_sampled or all, and baseline leave_one_out, value or critic"
+    )
     estimates: ClassVar[str] = (
         "the policy gradient without the dropped steps; exact with step_choice=all, entropy_sampled or surprisal_sampled and "
-        "leave_one_out, except under order low_confidence"
+        "baseline=leave_one_out, value or critic, except under order low_confidence"
     )
     cost: ClassVar[str] = (
         "K f+b (+ K f old, K f reference, K f critic); value_steps=n: n f for each valued state and remaining block"
@@ -131,12 +133,18 @@ class EGSPO(RatioMethod):
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Raise ConfigError also if K is larger than the number T of denoising steps, if the gain of
-        a control variate is fitted without groups, or if `value_steps` has no effect."""
+        a control variate is fitted without groups, or if `stepwise_weight` or `value_steps` has no effect."""
         super().check(sampler, num_generations)
         if self.gain == "fitted" and not self.needs().group:
             raise ConfigError(
                 f"method.gain = fitted fits the gain within groups, but method.baseline = {self.baseline} has none. "
                 "Set method.gain to fixed, or method.baseline to leave_one_out."
+            )
+        default = type(self).model_fields["stepwise_weight"].default
+        if self.baseline in ("value", "critic") and self.stepwise_weight not in (0, default):
+            raise ConfigError(
+                f"method.stepwise_weight = {self.stepwise_weight:g} has no effect with method.baseline = {self.baseline}, which "
+                "subtracts the whole value of a state. Leave it out, or set method.baseline to leave_one_out."
             )
         if self.value_steps and not self.needs().greedy:
             raise ConfigError(

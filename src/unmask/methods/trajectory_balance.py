@@ -57,6 +57,11 @@ class TrajectoryBalance(Method):
     penalties: ClassVar[tuple[str, ...] | None] = ("alpha",)
     separable: ClassVar[bool] = False
 
+    @property
+    def by_completion(self) -> bool:  # type: ignore[override]
+        """True with sub-paths, whose loss compares no completions."""
+        return self.subpath_steps > 0
+
     def needs(self) -> Needs:
         """Require the reference policy, and a group or a critic."""
         return Needs(reference="logprob", group=not self.subpath_steps, critic=self.subpath_steps > 0)
@@ -127,16 +132,22 @@ class TrajectoryBalance(Method):
 
     def _consistency(self, inputs: LossInputs, log_ratio: Tensor) -> LossOutput:
         """Return the loss of each sub-path, from the log-ratios of steps, and by how much the soft
-        return r - α Σ ℓ from its first state exceeds the value of that state."""
+        return r - α Σ ℓ from its first state exceeds the value of that state.
+
+        The soft return is that of the old policy, which drew the path. Several updates of a rollout
+        do not change it.
+        """
         assert inputs.slot is not None
+        assert inputs.reference is not None
         _, subpath = torch.stack([inputs.row, inputs.slot]).unique(dim=1, return_inverse=True)
+        old_ratio = sum_by_completion((inputs.old - inputs.reference).sum(-1), subpath)
         log_ratio = sum_by_completion(log_ratio, subpath)
         values = (inputs.advantage, inputs.weight, inputs.row)
         advantage, weight, row = (one_by_completion(v, subpath) for v in values)
         loss = 0.5 * self.alpha * log_ratio.square() - advantage * log_ratio
+        gap = (advantage - self.alpha * log_ratio).detach().abs()
         # The changes of value add up to the reward minus the value of the first state.
-        residual = (advantage - self.alpha * log_ratio).detach()
-        error = sum_to_come(residual, row)[subpath]
+        error = sum_to_come(advantage - self.alpha * old_ratio, row)[subpath]
         of_path = sum_by_completion(log_ratio.detach(), row)
-        metrics = {"balance/gap": residual.abs(), "balance/log_ratio": of_path}
+        metrics = {"balance/gap": gap, "balance/log_ratio": of_path}
         return LossOutput(weight * loss, metrics, error)

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from unmask.core.errors import ConfigError
 from unmask.core.settings import Config
+from unmask.methods import Method
 
 
 class CriticConfig(Config):
-    """Linear critic on the hidden states of the policy; used only by methods that need one."""
+    """Linear critic on the hidden states of the policy; only for methods that need one."""
 
     section: ClassVar[str] = "critic"
 
@@ -20,3 +22,23 @@ class CriticConfig(Config):
     ridge: float = Field(128.0, ge=0, allow_inf_nan=False)
     """Strength of the penalty of the slopes, as a number of completions. A larger ridge keeps the
     values nearer to the mean return."""
+
+    def check(self, method: Method, refill_rounds: int) -> None:
+        """Raise ConfigError if settings have no effect.
+
+        Raises:
+            ConfigError: there are settings of a critic but no critic, or extra rollouts would replace
+                groups without signal, which a critic leaves none of.
+        """
+        has_critic = method.needs().critic
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if changed and not has_critic:
+            raise ConfigError(
+                f"critic.{changed[0]} = {getattr(self, changed[0]):g} is a setting of the critic, but {method.type} has none "
+                "with these settings. Leave it out, or use a method with a critic, such as egspo with baseline: critic."
+            )
+        if refill_rounds and has_critic:
+            raise ConfigError(
+                f"refill_rounds = {refill_rounds} replaces groups whose advantages are all 0, but with a critic no group counts "
+                "as one, because equal rewards still differ from its values. Set refill_rounds to 0."
+            )

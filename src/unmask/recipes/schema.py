@@ -269,6 +269,7 @@ class TrainRecipe(RunRecipe):
         self.method.check_batch(self.num_prompts * self.num_generations)
         _ = self.measured_level
         self.speed.check(self.method, self.sampler, self.num_generations)
+        self.critic.check(self.method, self.refill_rounds)
         _check_engine(self)
         if not self.sampler.temperature:
             raise ValueError(

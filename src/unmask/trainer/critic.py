@@ -2,7 +2,7 @@
 from one of its states, V(x_k) = a + w · mean_i h_i(x_k).
 
 Its features are the hidden states of the last layer in a forward pass over the state, averaged over
-the completion. The trunk learns nothing from the critic. What is learnt, a and w, is the solution of a
+the completion. The trunk learns nothing from the critic. What is learned, a and w, is the solution of a
 ridge regression on the returns of the training steps so far, in which each step loses weight with
 time. The solution follows from second moments, which the ranks add up. The moments are the whole
 state of the critic; there is no learning rate, no optimizer and no random number.
@@ -15,7 +15,7 @@ are compared with would not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,8 +38,22 @@ ValueErrors = Sequence[tuple[Views, Tensor]]
 """Views with their `LossOutput.value_error`."""
 
 
+@dataclass(frozen=True, slots=True)
+class ValuedRollout:
+    """A rollout with the values of its states, and what the critic needs to learn their returns."""
+
+    rollout: Rollout
+    """The completions of all ranks, with `Rollout.value`."""
+    is_valued: Tensor
+    """[B, C] bool: True in the slots that hold a valued state."""
+    views: Views
+    """The valued states of this rank."""
+    features: Tensor
+    """[N, D] float32: the features of these states."""
+
+
 def blank_moments(denoiser: Denoiser, device: torch.device | str) -> Tensor:
-    """Return the moments of a critic that has learnt nothing, [D + 2, D + 2] float64."""
+    """Return the moments of a critic that has learned nothing, [D + 2, D + 2] float64."""
     size = int(denoiser.backbone.config.hidden_size) + 2
     return torch.zeros(size, size, dtype=torch.float64, device=device)
 
@@ -67,47 +81,41 @@ class Critic:
         self.model, self.moments, self.recipe, self.ranks = model, moments, recipe, ranks
         # The states of a block-causal model have a row each: they have no targets to share it for.
         self.passes = replace(passes, packing=None)
-        self._valued: tuple[Tensor, Views, Tensor] | None = None
 
-    def valued(self, rollout: Rollout) -> Rollout:
-        """Return a rollout of all ranks with its values, from what earlier training steps taught.
+    def valued(self, rollout: Rollout) -> ValuedRollout:
+        """Value the states of a rollout, from what earlier training steps taught.
 
         Args:
             rollout: the groups of all ranks.
         """
-        path = rollout.trajectory
-        method = self.recipe.method
-        steps, views = method.critic_steps(rollout), state_views(method, rollout)
-        own = self.ranks.share(len(path))
+        steps, views = self.recipe.method.critic_steps(rollout), state_views(self.recipe.method, rollout)
+        own = self.ranks.share(len(rollout.trajectory))
         views = views.take((views.row >= own.start) & (views.row < own.stop))
         features = self._features(rollout, views)
         intercept, slopes = ridge_regression(self.moments, self.recipe.critic.ridge)
         value = torch.zeros(steps.shape, dtype=torch.float32, device=steps.device)
         value[views.row, views.slot] = (intercept + features.double() @ slopes).float()
-        self._valued = steps, views, features
-        return replace(rollout, value=self._of_all(value))
+        return ValuedRollout(replace(rollout, value=self._of_all(value)), steps >= 0, views, features)
 
-    def learn(self, rollout: Rollout, errors: ValueErrors, tally: Tally) -> None:
-        """Learn the returns of the states that `valued` has valued last.
+    def learn(self, valued: ValuedRollout, errors: ValueErrors, tally: Tally) -> None:
+        """Learn the returns of valued states.
 
         Args:
-            rollout: the rollout with its values.
+            valued: the rollout with its values.
             errors: by how much the returns of this rank's states exceed their values; the return of
                 any other state is the reward.
             tally: object to which the metrics are added.
         """
-        assert self._valued is not None
-        assert rollout.value is not None
-        steps, views, features = self._valued
-        returns = rollout.reward.unsqueeze(-1).expand_as(rollout.value).clone()
+        reward, value, views = valued.rollout.reward, valued.rollout.value, valued.views
+        assert value is not None
+        returns = reward.unsqueeze(-1).expand_as(value).clone()
         for of_views, error in errors:
-            returns[of_views.row, of_views.slot] = rollout.value[of_views.row, of_views.slot] + error
+            returns[of_views.row, of_views.slot] = value[of_views.row, of_views.slot] + error
         # Every completion counts as much as any other, whatever its number of valued states.
         weight = 1 / views.row.bincount(minlength=len(returns))[views.row].float()
-        sums = second_moments(features, returns[views.row, views.slot], weight)
+        sums = second_moments(valued.features, returns[views.row, views.slot], weight)
         self.moments.mul_(self.recipe.critic.decay).add_(self.ranks.total(sums))
-        _describe(rollout.value[steps >= 0], self._of_all(returns)[steps >= 0], tally)
-        self._valued = None
+        _describe(value[valued.is_valued], self._of_all(returns)[valued.is_valued], tally)
 
     @torch.no_grad()
     def _features(self, rollout: Rollout, views: Views) -> Tensor:

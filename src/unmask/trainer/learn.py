@@ -106,8 +106,8 @@ class Learner:
         """
         recipe = self.recipe
         self._value_errors = []
-        if self.critic is not None:
-            rollout = self.critic.valued(rollout)
+        valued = None if self.critic is None else self.critic.valued(rollout)
+        rollout = rollout if valued is None else valued.rollout
         self._comparison = self._compared(rollout, tally)
         # The policy at the start of the step scores all plans, before the first update.
         plans = [self._scored(rollout, generator) for _ in range(self.passes.num_plans)]
@@ -122,8 +122,8 @@ class Learner:
                 is_first = False
         if self.reference and recipe.sync_ref_model and (step + 1) % recipe.ref_model_sync_steps == 0:
             self.reference.move(backend.unwrapped(self.model), recipe.ref_model_mixup_alpha)
-        if self.critic is not None:
-            self.critic.learn(rollout, self._value_errors, tally)
+        if self.critic is not None and valued is not None:
+            self.critic.learn(valued, self._value_errors, tally)
         views, advantage = plans[0].plan
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(views)))
