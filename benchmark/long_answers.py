@@ -190,7 +190,7 @@ def run_method(method: str, seed: int, token_passes: int) -> dict[str, Any]:
         f"seed={seed}",
         f"max_token_passes={token_passes}",
         "max_steps=1000",
-        "evaluation.eval_steps=0",
+        "evaluation.eval_steps=1000",  # before the first step and after the last
         "evaluation.num_rows=128",
         "log_rollouts_steps=0",
     )
