@@ -4,7 +4,7 @@
     python -m benchmark.critic --table
 
 The tiny Sudoku base of each seed completes the prompts of 60 training steps, without updates. Each
-state of a path gets the value of the critic, which has learnt the returns of the earlier training
+state of a path gets the value of the critic, which has learned the returns of the earlier training
 steps, and the reward of its one-step completion, which needs no learning. The explained variance
 1 - Var(R - V) / Var(R) is that of the last 40 training steps together, by denoising step. It is also
 the share of the variance of the advantage that the baseline removes. Results go to
@@ -110,15 +110,19 @@ def read() -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the means over seeds ± half the width of the 95 % t interval."""
+    """Return the means over seeds ± half the width of the 95 % t interval, for each value and for the
+    difference of each to the critic, paired by seed."""
     num_steps = len(results[0]["critic"])
     shown = sorted({0, num_steps // 2, num_steps - 2, num_steps - 1})
     lines = [
         f"| value of a state | {' | '.join(f'k = {k}' for k in shown)} | mean over steps |",
         "|---" * (len(shown) + 2) + "|",
     ]
-    for name, words in NAMES.items():
-        by_seed = [result[name] for result in results]
+    rows = {words: [result[name] for result in results] for name, words in NAMES.items()}
+    for name, words in list(NAMES.items())[1:]:
+        pairs = [zip(result[name], result["critic"], strict=True) for result in results]
+        rows[f"{words}, less the critic"] = [[other - critic for other, critic in pair] for pair in pairs]
+    for words, by_seed in rows.items():
         cells = [[values[k] for values in by_seed] for k in shown] + [[sum(v) / len(v) for v in by_seed]]
         lines.append(f"| {words} | {' | '.join(_cell(numbers) for numbers in cells)} |")
     return "\n".join(lines)

@@ -236,7 +236,11 @@ def test_the_table_of_values_is_that_of_the_explained_variances() -> None:
     # The best coefficient is Cov(R, V) / Var(V): 1/2 and -1.
     torch.testing.assert_close(critic._scaled(value, reward), value * torch.tensor([0.5, -1.0]))
     results = [{"seed": seed, **{name: [0.1 * seed, 0.3] for name in critic.NAMES}} for seed in range(3)]
-    assert critic.table(results).splitlines()[2] == "| critic | 0.10 ± 0.25 | 0.30 ± 0.00 | 0.20 ± 0.12 |"
+    results[0]["group"] = [0.3, 0.3]
+    lines = critic.table(results).splitlines()
+    assert lines[2] == "| critic | 0.10 ± 0.25 | 0.30 ± 0.00 | 0.20 ± 0.12 |"
+    # Differences 0.3, 0 and 0 of the seeds at the first step.
+    assert lines[-1].endswith("of the group, less the critic | 0.10 ± 0.43 | 0.00 ± 0.00 | 0.05 ± 0.22 |")
 
 
 def test_the_variants_of_cached_rollouts_differ_in_cache_and_correction() -> None:

@@ -91,7 +91,7 @@ class Method(Named, ABC):
     by_completion: ClassVar[bool] = False
     """True if a loss that is not `separable` is a sum over completions. The loss may then get the
     views of any whole completions, and one pass is enough if the views of a completion fit into one
-    forward pass."""
+    forward pass. It is a property if it depends on the options."""
     on_path: ClassVar[bool] = True
     """True if the views are states of the sampled path. Their log-probabilities are then restricted
     to the tokens that the sampler's top-k and top-p allowed. Nothing was sampled in other states,

@@ -54,7 +54,7 @@ class TrainedPolicy:
 
     def kept(self, recipe: TrainRecipe | PretrainRecipe) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint holds besides the trained tensors: a reference
-        policy that changes during the run, what the critic has learnt, and the mark of the base
+        policy that changes during the run, what the critic has learned, and the mark of the base
         model (see `base_mark`).
 
         Call this after accelerate has moved the weights to their device.

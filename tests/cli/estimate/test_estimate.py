@@ -25,6 +25,7 @@ from unmask.cli.estimate.time import BALANCE, Rates, durations_of
 from unmask.cli.estimate.work import Pass, Setup, scores_choice, work_of
 from unmask.core.config import LoraConfig
 from unmask.core.errors import ConfigError, ModelError
+from unmask.functional.least_squares import ridge_regression, second_moments
 from unmask.methods import METHODS
 from unmask.models import Denoiser
 from unmask.models.adapters import Adapters
@@ -120,8 +121,17 @@ def test_a_critic_runs_the_states_that_it_values_once_and_without_a_head() -> No
     [critic] = work.of("critic")
     assert (critic.tokens, critic.head, critic.backward) == (64 * 2 * 34, 0, False)
     config, _ = config_of(recipe, SHAPE)
-    [line] = [line for line in memory_of(recipe, config, work).resident if line.name == "critic"]
-    assert line.bytes == 8 * (config.hidden_size + 2) ** 2
+    memory, width, count = memory_of(recipe, config, work), config.hidden_size, 64 * 2
+    [line] = [line for line in memory.resident if line.name == "critic"]
+    assert line.bytes == 8 * (width + 2) ** 2 + 4 * count * width
+    [line] = [line for line in memory.peaks if line.name == "critic"]
+    features, ones = torch.randn(count, width), torch.ones(count)
+    moments = second_moments(features, ones, ones)
+    counted = [
+        peak_bytes(lambda: second_moments(features, ones, ones)),
+        peak_bytes(lambda: ridge_regression(moments, 1.0)),
+    ]
+    assert line.bytes == pytest.approx(max(counted), rel=0.1)
     assert not work_of(tiny("method={type: egspo, num_selected: 2}"), 18).of("critic")
 
 

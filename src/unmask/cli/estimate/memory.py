@@ -142,11 +142,14 @@ def memory_of(
         part: processes if part in SHARDED.get(preset, ()) else 1 for part in ("weights", "gradients", "optimizer")
     }
     resident = [*_resident(recipe, measured, share, keeps_shards=preset == "fsdp2" and processes > 1)]
-    if recipe.method.needs().critic:
-        size = config.hidden_size + 2
-        resident.append(Line("critic", 8 * size**2, f"second moments: {size} x {size} x 8 B"))
-    peaks = tuple(_peaks(recipe, config, work, measured, preset if processes > 1 else "none"))
-    return Memory(tuple(resident), peaks, measured["frozen"] + measured["trained"], measured["trained"])
+    peaks = [*_peaks(recipe, config, work, measured, preset if processes > 1 else "none")]
+    for states in work.of("critic"):
+        size, count = config.hidden_size + 2, states.tokens // states.length
+        told = f"second moments: {size} x {size} x 8 B; features: {count} x {size - 2} x 4 B"
+        resident.append(Line("critic", 8 * size**2 + 4 * count * (size - 2), told))
+        told = "the larger of two more matrices, to solve, and of one with the features twice, to learn"
+        peaks.append(Line("critic", max(16 * size**2, 8 * size**2 + 16 * count * size), told))
+    return Memory(tuple(resident), tuple(peaks), measured["frozen"] + measured["trained"], measured["trained"])
 
 
 def weight_size(recipe: TrainRecipe) -> int:
