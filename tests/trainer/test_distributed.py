@@ -176,8 +176,10 @@ def test_two_ranks_under_ddp_equal_one(method: str, place: Path, one: dict[str, 
 
 MORE_METHODS = {
     "direct_advantage": "{type: direct_advantage, beta: 0.3}",
+    "direct_advantage-critic": "{type: direct_advantage, beta: 0.3, value: critic}",
     "dppo": "{type: cj_grpo, beta: 0, trust_region: divergence, divergence: tv}",
     "dtrpo": "{type: dtrpo}",
+    "egspo-critic": "{type: egspo, num_selected: 2, baseline: critic}",
     "egspo_ca": "{type: egspo_ca, num_selected: 2, form: unique}",
     "stable_drl": "{type: stable_drl}",
     "trajectory_balance": "{type: trajectory_balance}",
@@ -185,8 +187,12 @@ MORE_METHODS = {
 
 
 def test_two_ranks_of_further_methods_equal_one(place: Path, tiny_model: Path) -> None:
-    short = ("num_prompts=4", "max_steps=1", "evaluation.eval_steps=0", "sampler.num_steps=4", "sampler.order=random")
-    own = {name: settings(place, "espo", f"method={method}", *short) for name, method in MORE_METHODS.items()}
+    short = ("num_prompts=4", "evaluation.eval_steps=0", "sampler.num_steps=4", "sampler.order=random")
+    # The values of a critic are 0 in the first step.
+    steps = {name: f"max_steps={2 if 'critic' in method else 1}" for name, method in MORE_METHODS.items()}
+    own = {
+        name: settings(place, "espo", f"method={method}", *short, steps[name]) for name, method in MORE_METHODS.items()
+    }
     runs = {place / f"more-{name}": overrides for name, overrides in own.items()}
     assert exit_codes_of_two(train_several_by_command, tiny_model, runs) == [0, 0]
     for name, overrides in own.items():
