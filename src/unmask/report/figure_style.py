@@ -40,6 +40,9 @@ figure."""
 PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 3.6, 4.0, 0.24
 """Size of a panel, and height of a row of the legend, in inches."""
 
+LEGEND_HANDLE, LEGEND_LETTER = 0.85, 0.085
+"""Width of the line and the gaps of a legend entry, and of a letter of its name, in inches."""
+
 
 def line_style(index: int) -> dict[str, Any]:
     """Return the colour, dash and mark of a line, given its index from 0."""
@@ -122,9 +125,9 @@ def legend_below(figure: Figure, lines: dict[str, Any], note: str = "") -> None:
     """Draw one legend for the lines of all panels below them, with the note as its title."""
     if not lines:
         return
-    longest = max(map(len, lines))
-    columns = min(4 if longest < 24 else 2 if longest < 48 else 1, len(lines))
     width, height = figure.get_size_inches()
+    of_one = LEGEND_HANDLE + LEGEND_LETTER * max(map(len, lines))
+    columns = max(1, min(4, int(width / of_one), len(lines)))
     # A long legend makes the figure higher instead of the panels smaller.
     figure.set_size_inches(width, height + LEGEND_ROW * max(0, ceil(len(lines) / columns) - 2))
     legend = figure.legend(
