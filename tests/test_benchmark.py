@@ -343,7 +343,7 @@ def test_the_tables_of_adaptive_schedules_average_over_seeds(tmp_path: Path, mon
     assert control == f"| {adaptive.CONTROL} | 2 | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 | 8.0 to 8.0 | 1 |"
     assert "| 0.750 ± 0.000 | 8.0 to 8.0 |" in threshold
     rows = adaptive.frontier_table(adaptive.results(), "sudoku").splitlines()[2:]
-    assert rows[0] == "| fixed, 1 steps | 4.0 | 0.500 ± 0.000 | 4.0 | 0.500 ± 0.000 |"
+    assert rows[0] == "| fixed, 1 step | 4.0 | 0.500 ± 0.000 | 4.0 | 0.500 ± 0.000 |"
     assert rows[-1] == "| `entropy_bound=1` | 4.0 | 0.750 ± 0.000 | 4.0 | 0.750 ± 0.000 |"
     assert "| 4.0 - 8 | +0.250 ± 0.000 | +0.250 ± 0.000 |" in adaptive.paired_table(adaptive.results())
     points = adaptive.frontier_points(adaptive.results(), "sudoku")

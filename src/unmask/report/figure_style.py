@@ -40,7 +40,7 @@ figure."""
 PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 3.6, 4.0, 0.24
 """Size of a panel, and height of a row of the legend, in inches."""
 
-LEGEND_HANDLE, LEGEND_LETTER = 0.85, 0.085
+LEGEND_HANDLE, LEGEND_LETTER = 0.85, 0.075
 """Width of the line and the gaps of a legend entry, and of a letter of its name, in inches."""
 
 
