@@ -72,7 +72,7 @@ class PromptDenoiser(nn.Module):
         super().__init__()
         self.denoiser, self.table, self.place = denoiser, denoiser.table, denoiser.place
         self.num_tokens, self.length = denoiser.num_tokens, denoiser.length
-        self.mask_id, self.eos_id = denoiser.mask_id, denoiser.eos_id
+        self.mask_id, self.eos_id, self.position_head = denoiser.mask_id, denoiser.eos_id, None
         shape = (4, self.length, self.num_tokens + 1)
         self.factor = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         self.factor[0] = 1.0

@@ -53,10 +53,19 @@ def numbers(table: str) -> list[tuple[float, float]]:
     return [(float(loss), float(reward)) for _, loss, reward in map(str.split, table.splitlines()[1:])]
 
 
+FIRST_STEPS = 4
+"""Number of steps that agree on every processor."""
+
+
 def agree(table: str, other: str) -> bool:
-    """Whether two tables are equal but for the last digit, which another processor may round the other way."""
-    pairs = zip(numbers(table), numbers(other), strict=True)
-    return all(a == pytest.approx(b, rel=2e-3, abs=1e-6) for a, b in pairs)
+    """Whether two tables are equal but for the last digit, which another processor may round the other way.
+
+    A probability that is rounded the other way may also decide a draw. The rewards then differ, and all later numbers
+    with them, so the tables are compared up to this step. It must come after the first steps."""
+    for step, (a, b) in enumerate(zip(numbers(table), numbers(other), strict=True)):
+        if a != pytest.approx(b, rel=2e-3, abs=1e-6):
+            return step >= FIRST_STEPS and a[1] != b[1]
+    return True
 
 
 @pytest.fixture(scope="module")
