@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import sys
@@ -143,3 +144,18 @@ def test_a_notebook_with_widgets_is_shown_a_bar_in_place(displayed: list[Any], m
     last = [part.text for part in displayed if getattr(part, "text", "").strip()][-1]
     assert "2/2" in last
     assert "loss 0.250  reward 0.500" in last
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_or_pipe_that_is_closed_does_not_stop_the_run(is_terminal: bool) -> None:
+    class Closed(io.StringIO):
+        writes = 0
+
+        def write(self, text: str) -> int:
+            Closed.writes += 1
+            raise OSError(errno.EIO, "Input/output error")
+
+    with progress("train", 2, Console(file=Closed(), force_terminal=is_terminal)) as view:
+        view(1, {"reward": 0.5} | EVALUATED)
+        view(2, {"reward": 0.75})
+    assert Closed.writes

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +62,24 @@ class ProgressView:
 
     def __enter__(self) -> ProgressView:
         if self._live:
-            self._live.start()
+            with suppress(OSError):
+                self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            # In a notebook rich does not draw the last state by itself.
-            self._live.refresh()
-            self._live.stop()
+            with suppress(OSError):
+                # In a notebook rich does not draw the last state by itself.
+                self._live.refresh()
+                self._live.stop()
 
     def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Show the metrics of a training step."""
+        """Show the metrics of a training step. An error of the terminal or pipe, which may have been
+        closed, does not stop the run."""
+        with suppress(OSError):
+            self._show(step, metrics)
+
+    def _show(self, step: int, metrics: Mapping[str, Any]) -> None:
         if self._first < 0:
             self._started, self._first = time.perf_counter(), step
         accuracy = accuracies(metrics)
