@@ -13,13 +13,23 @@ from safetensors.torch import save_file
 
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Rollout, Trajectory
-from unmask.models import Policy
+from unmask.models import Policy, char_tokenizer
+from unmask.rewards import per_completion
 from unmask.sampling.engine import BatchLimits, LocalEngine
+from unmask.tasks import Sudoku
 from unmask.trainer.collect import Collector
 from unmask.trainer.metrics import Tally
 
 MASK, EOS = 1, 2
 T = 3
+TOKENIZER = char_tokenizer(Sudoku().alphabet)
+ROWS = Sudoku().rows("train", 4)
+
+
+@per_completion
+def count_ones(completions: list[str], **_: Any) -> list[float]:
+    """Return rewards that differ for nearly any two different completions."""
+    return [text.count("1") + 0.1 * len(text) for text in completions]
 
 
 def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):

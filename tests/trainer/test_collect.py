@@ -13,29 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.messages import raises
-from tests.helpers.rollouts import collect
+from tests.helpers.rollouts import ROWS, TOKENIZER, collect, count_ones
 from tests.helpers.runs import train_recipe
 from unmask.core.errors import ConfigError
 from unmask.core.records import Rollout
-from unmask.models import Denoiser, char_tokenizer
+from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.encoding import decode
-from unmask.tasks import Sudoku
 from unmask.trainer.collect import check_rewards, describe_groups, entropy_by_step, prompts_of_step
 from unmask.trainer.metrics import Tally
-
-TASK = Sudoku()
-TOKENIZER = char_tokenizer(TASK.alphabet)
-ROWS = TASK.rows("train", 4)
-
-
-@per_completion
-def count_ones(completions: list[str], **_: Any) -> list[float]:
-    """Return rewards that differ for nearly any two different completions."""
-    return [text.count("1") + 0.1 * len(text) for text in completions]
-
 
 # --- prompts ---
 

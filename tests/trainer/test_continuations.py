@@ -4,34 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.rollouts import collect
+from tests.helpers.rollouts import ROWS, TOKENIZER, collect, count_ones
 from tests.helpers.runs import train_recipe
 from unmask.core.records import Trajectory
-from unmask.models import Denoiser, char_tokenizer
+from unmask.models import Denoiser
 from unmask.models.policy import Policy
 from unmask.recipes.schema import TrainRecipe
-from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.engine import LocalEngine
-from unmask.tasks import Sudoku
 from unmask.trainer.continuations import with_denoised_values
 from unmask.trainer.metrics import Tally
-
-TASK = Sudoku()
-TOKENIZER = char_tokenizer(TASK.alphabet)
-ROWS = TASK.rows("train", 4)
-
-
-@per_completion
-def count_ones(completions: list[str], **_: Any) -> list[float]:
-    """Return rewards that differ for nearly any two different completions."""
-    return [text.count("1") + 0.1 * len(text) for text in completions]
 
 
 def recipe_of(folder: Path, *overrides: str) -> TrainRecipe:
