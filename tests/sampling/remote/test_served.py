@@ -293,6 +293,23 @@ def test_the_most_extreme_scales_that_are_accepted_give_numbers(policy: Policy, 
     record_of(policy, answers, sampler, has_choice=True)
 
 
+def test_connections_wait_for_a_server_that_starts_and_nobody_else_takes_its_port() -> None:
+    with listening_socket("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
+        with raises(ConfigError, f"127.0.0.1:{port}", "--port", snapshot=False):
+            listening_socket("127.0.0.1", port)
+
+
+def test_a_server_that_ends_before_it_answers_does_not_keep_its_caller_waiting(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    with pytest.raises(RuntimeError, match="ended before it answered"), running(make_app(ServedModel(policy, "model"))):
+        pass
+
+
 def test_a_request_may_begin_after_the_last_step_with_a_whole_completion(policy: Policy) -> None:
     tokens = local(policy).tokens
     request = request_of(policy, completion=tokens.tolist(), first_step=[4] * 4)

@@ -290,6 +290,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        # At once: only then is the port taken, and connections wait until the server starts.
+        bound.listen()
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"the server cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or reason(error)}). Choose another "
@@ -323,9 +325,11 @@ def running(app: Starlette, port: int = 0, limits: ServerLimits | None = None) -
     server = _server(app, limits or ServerLimits())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
     try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the server ended before it answered; its thread printed why")
+            time.sleep(0.01)
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
         server.should_exit = True
