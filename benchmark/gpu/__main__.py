@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmark.gpu import memory, numbers, rollouts, runs
+from benchmark.gpu import memory, numbers, rollouts, runs, step
 from benchmark.gpu.bench import LARGE, TINY, Bench
 from benchmark.gpu.harness import CHECKS, Report, run
 
@@ -41,6 +41,7 @@ ORDER = (
     rollouts.merged_rollouts,
     memory.update_memory,
     rollouts.compilation,
+    step.training_step,
     runs.qlora,
     runs.presets_on_one_process,
     runs.resume,

@@ -96,6 +96,12 @@ class Bench:
         """True on a CUDA GPU."""
         return self.device.type == "cuda"
 
+    @property
+    def has_bounds(self) -> bool:
+        """True if times and memory must keep their bounds: at full size on a GPU. At toy size a
+        kernel takes less time than its launch."""
+        return self.is_gpu and self.scale is LARGE
+
     @cached_property
     def model(self) -> Denoiser:
         """The model with all layers, in bfloat16."""

@@ -72,7 +72,7 @@ def step_against_bare_forward(bench: Bench) -> Outcome:
             "tokens/s of a rollout at two tokens a step": 2 * rows / with_one_step,
         }
     facts["a step's launches and synchronizations"] = _launches(bench)
-    return Outcome(min(ratios) < 1.15 if bench.is_gpu else None, facts)
+    return Outcome(min(ratios) < 1.15 if bench.has_bounds else None, facts)
 
 
 def _launches(bench: Bench) -> list[float] | str:
@@ -103,7 +103,7 @@ def cached_rollouts(bench: Bench) -> Outcome:
         seconds = timed(lambda sampler=sampler: rollout(bench, bench.model, rows, sampler), 1)  # type: ignore[misc]
         facts[cache] = {"s": seconds, "token passes a completion": passes / rows, **_behaviour(bench.model, path)}
     off, dual = facts["off"], facts["dual"]
-    is_faster = dual["s"] < off["s"] if bench.is_gpu else True
+    is_faster = dual["s"] < off["s"] or not bench.has_bounds
     exact = off["ratio, largest deviation from 1"] < 0.5
     return Outcome(is_faster and exact, {**facts, "off / dual, time": off["s"] / dual["s"]})
 
@@ -170,7 +170,7 @@ def adapters(bench: Bench) -> Outcome:
         "step, adapters off / without": switched_off / plain,
         "update with adapters / forward and backward without": with_update / bare_update,
     }
-    return Outcome(with_update / bare_update <= 1.3 if bench.is_gpu else None, facts)
+    return Outcome(with_update / bare_update <= 1.3 if bench.has_bounds else None, facts)
 
 
 @check(50)
@@ -200,7 +200,7 @@ def merged_rollouts(bench: Bench) -> Outcome:
         path = rollout(bench, whole, bench.scale.rows[0], bench.one_step_a_block())
     ratios = _behaviour(denoiser, path)
     stays = all(map(torch.equal, before, list(denoiser.parameters())[:20]))
-    is_cheap = of_merged <= 1.05 * plain or not bench.is_gpu
+    is_cheap = of_merged <= 1.05 * plain or not bench.has_bounds
     facts = {"step, merged / without adapters": of_merged / plain, "s, merge": seconds, "weights stay": stays, **ratios}
     return Outcome(is_cheap and stays and abs(ratios["ratio, mean"] - 1) < 0.2, facts)
 
@@ -227,4 +227,4 @@ def compilation(bench: Bench) -> Outcome:
     compiled = timed(lambda: rollout(bench, denoiser, rows, sampler), 2)
     stats = torch._dynamo.utils.counters["stats"]
     facts = {"eager / compiled": eager / compiled, "s, first rollout": first, "graphs": stats["unique_graphs"]}
-    return Outcome(compiled < 1.02 * eager if bench.is_gpu else None, facts)
+    return Outcome(compiled < 1.02 * eager if bench.has_bounds else None, facts)

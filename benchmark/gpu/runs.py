@@ -35,6 +35,7 @@ SETTINGS = (
     "sampler.num_steps=8",
     "evaluation={num_rows: 4, eval_steps: 0, split: test}",
     "reward_workers=0",
+    "precision=bf16",
 )
 """Overrides of the recipe sudoku-tiny for two short steps."""
 OWN = {
@@ -55,6 +56,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "dual cache": ("sampler.block_length=4", "sampler.cache=dual"),
     "guesses": ("log_rollouts_steps=1",),
     "reference in CPU memory": ("reference_offload=true", "method.beta=0.04"),
+    "threshold": ("sampler.order=max_probability", "sampler.schedule=threshold=0.9"),
+    "critic": ("method.type=egspo", "method.baseline=critic"),
+    "value after two steps": ("method.value_steps=2",),
 }
 """Overrides of further runs by name."""
 WIDE = (
@@ -62,7 +66,6 @@ WIDE = (
     "method.beta=0.04",
     "sampler.order=left_to_right",
     "log_rollouts_steps=0",
-    "precision=bf16",
     "optim.learning_rate=1e-3",
 )
 """Overrides of the runs of a wide model."""
@@ -141,7 +144,7 @@ def every_method_and_order(bench: Bench) -> Outcome:
 @check(15)
 def precision(bench: Bench) -> Outcome:
     """A GPU computes in bfloat16 by default, and the optimizer updates float32 weights."""
-    trainer = trained(bench, "precision", *(() if bench.is_gpu else ("precision=bf16",)))
+    trainer = trained(bench, "precision", *(("precision=auto",) if bench.is_gpu else ()))
     weights = sorted({str(weight.dtype) for weight in trainer.denoiser.parameters()})
     (optimizer,) = trainer.session.optimizers
     updated = sorted({str(weight.dtype) for group in optimizer.param_groups for weight in group["params"]})

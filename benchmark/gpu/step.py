@@ -1,0 +1,124 @@
+"""Check of whole training steps at 8B: time and memory of a published recipe, against `unmask
+estimate`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.gpu.bench import LARGE, Bench
+from benchmark.gpu.harness import Outcome, check
+from benchmark.gpu.memory import RECIPE
+from unmask.cli.estimate import estimate
+from unmask.models import Denoiser, save_model, word_tokenizer
+from unmask.recipes.load import load_recipe
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards import per_completion
+
+STEPS = 2
+"""Training steps. Those after the first are timed, since the first one compiles and allocates."""
+
+
+@per_completion
+def share_of_even_characters(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+    """Reward completions of a model with random weights so that those of a prompt differ."""
+    texts = [messages[-1]["content"] for messages in completions]
+    return [sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text)) for text in texts]
+
+
+@check(180)
+def training_step(bench: Bench) -> Outcome:
+    """Whole training steps of EGSPO-SA with adapters, through the trainer: seconds of the rollout
+    and of the update, the FLOP/s that they sustain, and the peak of the memory against the
+    estimate."""
+    from accelerate.state import AcceleratorState
+
+    from unmask.trainer import Trainer
+
+    started = time.perf_counter()
+    folder = _saved(bench)
+    seconds_to_save = time.perf_counter() - started
+    recipe = _recipe(bench, folder)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    started = time.perf_counter()
+    trainer = Trainer(recipe)
+    seconds_to_load = time.perf_counter() - started
+    if bench.is_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    trainer.train()
+    seconds_to_train = time.perf_counter() - started
+    lines = [json.loads(line) for line in (Path(recipe.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "time/update" in line][-1]
+    expected = estimate(recipe, prompt_length=_prompt_length(trainer), on_gpu=True)
+    costs = {each.name: expected.costs.total(each) for each in expected.work.passes}
+    rollout = costs.pop("rollout")
+    facts: dict[str, Any] = {
+        "s, rollout": last["time/rollout"],
+        "s, update": last["time/update"],
+        "TFLOP/s, rollout": 1e-12 * rollout / last["time/rollout"],
+        "TFLOP/s, update": 1e-12 * sum(v for k, v in costs.items() if k != "evaluation") / last["time/update"],
+        "s, save the model": seconds_to_save,
+        "s, load it": seconds_to_load,
+        "s, all steps, checkpoint and final model": seconds_to_train,
+        "gradient norm": last.get("grad_norm"),
+        "GB, estimated": expected.memory.total / 1e9,
+    }
+    passes = bool(last.get("grad_norm"))
+    if bench.is_gpu:
+        facts["GB, measured"] = torch.cuda.max_memory_allocated() / 1e9
+        ratio = facts["GB, measured"] / facts["GB, estimated"]
+        passes = passes and (0.75 < ratio < 1.1 or not bench.has_bounds)
+    shutil.rmtree(folder)
+    shutil.rmtree(recipe.output_dir)
+    return Outcome(passes, facts)
+
+
+def _recipe(bench: Bench, folder: Path) -> TrainRecipe:
+    settings = [
+        f"model={folder}",
+        f"output_dir={bench.folder / 'steps'}",
+        f"reward_funcs={__file__}:share_of_even_characters",
+        f"max_steps={STEPS}",
+        f"save_steps={STEPS}",
+        "log_rollouts_steps=0",
+        "evaluation={num_rows: 1, eval_steps: 0, split: test}",
+        "reward_workers=0",
+    ]
+    if bench.scale is not LARGE:
+        sizes = json.dumps(bench.scale.sampler)[1:-1].replace('"', "")
+        settings += [f"sampler={{{sizes}, order: low_confidence, temperature: 0.9, cache: dual}}", "num_prompts=2"]
+        settings += ["num_generations=4", "lora.r=8", "num_minibatches=2"]
+    return load_recipe(RECIPE, settings)
+
+
+def _saved(bench: Bench) -> Path:
+    """Save the model with a tokenizer of its vocabulary, and return the folder."""
+    bench.drop_model()
+    folder = bench.folder / "large"
+    rows = load_recipe(RECIPE).task.rows("train", 8, 0)
+    pieces = {piece for row in rows for piece in re.findall(r"\s*[A-Za-z]+|[\s\S]", row["prompt"][0]["content"])}
+    others = (chr(number) for number in range(0x3400, 0x30000) if not 0xD800 <= number < 0xE000)
+    fill = [letter for letter in islice(others, bench.scale.vocabulary)]
+    num_special = 3
+    tokenizer = word_tokenizer([*pieces, *fill[: bench.scale.vocabulary - num_special - len(pieces)]])
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    backbone = bench.made(bench.scale.layers).backbone
+    ids = (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    save_model(Denoiser(backbone, *ids), tokenizer, folder)
+    del backbone
+    bench.drop_model()
+    return folder
+
+
+def _prompt_length(trainer: Any) -> int:
+    rows = load_recipe(RECIPE).task.rows("train", 8, 0)
+    tokenizer = trainer.policy.tokenizer
+    return max(len(tokenizer(row["prompt"][0]["content"]).input_ids) for row in rows)
