@@ -39,7 +39,7 @@ NOT_RUN = {
     r"unmask convert": "its checkpoint is on the hub; tests/models/test_whole_path.py converts mini ones, there and back",
     r"unmask train model=ORIGINAL": "it stands for a refusal",
     r"unmask harness": "its tasks are on the hub; tests/evaluation/test_lm_eval.py runs it on tasks of its own",
-    r"unmask compare [\w-]+( .*)? --(jobs|verify|scheduler)": "it takes minutes or hours; tests/trainer/comparison is small",
+    r"unmask compare (?!.*--report)[\w-]+( |$)": "it takes minutes or hours; tests/trainer/comparison is small",
     r"unmask serve": "it runs until it is stopped; tests/cli/test_serving.py starts and stops it",
     r"unmask demo": "a minute; tests/cli/test_cli.py runs it at tiny size",
     r"accelerate launch\b|torchrun |srun ": "processes of their own; recipes and options are checked here",
