@@ -185,6 +185,8 @@ def train_and_print(model: Path, folder: Path, settings: tuple[str, ...], printe
 def train_on_a_terminal(model: Path, folder: Path, terminal: str) -> None:
     """Run `unmask train` without an end as the process that a terminal belongs to."""
     os.setsid()
+    # Tests that run under nohup pass on that the signal of a closed terminal is ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # The first terminal that a new session opens is its own.
     theirs = os.open(terminal, os.O_RDWR)
     for descriptor in (0, 1, 2):
