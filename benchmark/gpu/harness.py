@@ -57,14 +57,19 @@ class Report:
     """Lines of a run and its results by check.
 
     Args:
-        path: JSON file that is written after each check; None writes none.
-        about: facts about the run, such as the name of the card.
+        path: JSON file that is written after each check; None writes none. Checks of an earlier run
+            that the file holds stay, until they run again.
+        about: facts about the run, such as the name of the card and the commit. Each result repeats
+            the commit.
     """
 
     path: Path | None
     about: dict[str, Any]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.earlier = json.loads(self.path.read_text())["checks"] if self.path and self.path.exists() else {}
 
     @property
     def seconds(self) -> float:
@@ -74,11 +79,16 @@ class Report:
     def add(self, name: str, word: str, facts: dict[str, Any], seconds: float) -> None:
         """Print a line, and write all results."""
         shown = _rounded(facts)
-        self.results[name] = {"result": word, "seconds": round(seconds, 1), **shown}
+        self.results[name] = {
+            "result": word,
+            "seconds": round(seconds, 1),
+            **shown,
+            "commit": self.about.get("commit"),
+        }
         print(f"{self.seconds:5.0f} s  {word:8} {name}: {json.dumps(shown, default=str)}", flush=True)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({**self.about, "checks": self.results}, indent=1, default=str)
+            text = json.dumps({**self.about, "checks": {**self.earlier, **self.results}}, indent=1, default=str)
             self.path.write_text(text + "\n", encoding="utf-8")
 
     @property
