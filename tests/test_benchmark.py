@@ -33,9 +33,10 @@ from benchmark.peers import __main__ as peers
 from benchmark.peers.ours import Ours
 from benchmark.peers.phases import SIDES
 from benchmark.peers.releases import RELEASES
-from benchmark.peers.results import Results
+from benchmark.peers.results import OUT_OF_MEMORY, Results
 from benchmark.peers.setting import SHAPES, Setting
 from benchmark.peers.source import functions_of
+from tests.helpers.simulated_cuda import DEVICE
 from unmask.core.config import SamplerConfig
 from unmask.models import TinyConfig, save_model, tiny_denoiser, word_tokenizer
 from unmask.recipes.load import load, load_recipe
@@ -121,10 +122,53 @@ def test_the_table_of_peers_divides_the_release_by_this_package() -> None:
     memory = "1.50 (30/20) |  | 0.75 (6/8) |"
     assert d1 == f"| d1 | a | {times} | {13 / 4:.2f} |  | {memory}"
     assert agrpo == f"| AGRPO | a | {times} | {5 / 3:.2f} |  | {memory}", "a step of AGRPO scores nothing"
-    at_a, at_b, _ = results.summary()[2:]
+    (at_a,) = results.summary()[2:]
     alike = "3.00 to 3.00 | 8.00 to 8.00 | 0.50 to 0.50"
     assert at_a == f"| a | {alike} | {5 / 3:.2f} to {13 / 4:.2f} |  | 1.50 to 1.50 |  | 0.75 to 0.75 |"
-    assert at_b == "| b |  |  |  |  |  |  |  |  |"
+
+
+@pytest.mark.slow
+def test_peers_on_a_gpu_record_a_side_that_fails_and_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "d", SHAPES["d"].small())
+    file = tmp_path / "d1" / "diffu-grpo" / "diffu_grpo_trainer.py"
+    file.parent.mkdir(parents=True)
+    without_memory = CHECKOUT.replace("set_seed(seeds[0])", "raise torch.OutOfMemoryError('full')")
+    file.write_text(without_memory.replace("generate(self, ", "generate(self, an_argument_too_many, "))
+    output = tmp_path / "records.jsonl"
+    options = [f"--checkouts={tmp_path}", "--releases=d1", f"--device={DEVICE}", "--rounds=2", f"--output={output}"]
+    peers.main(options)
+    table, errors = capsys.readouterr()
+    assert "d1 d: rollout, theirs failed" in errors
+    assert "an_argument_too_many" in errors
+    record = Results(output).records["d1", "d"]
+    assert set(record["seconds"]["rollout"]) == {"ours"}
+    assert record["seconds"]["scoring"]["theirs"] == OUT_OF_MEMORY
+    assert len(record["seconds"]["scoring"]["ours"]) == 2
+    assert record["peaks"]["update"]["theirs"] == OUT_OF_MEMORY
+    assert "| d1 | d |  | out of memory: theirs | out of memory: theirs |" in table
+    file.write_text(CHECKOUT)
+    peers.main([*options, "--phases=rollout,scoring", "--memory="])
+    record = Results(output).records["d1", "d"]
+    assert all(len(record["seconds"][phase][side]) == 2 for phase in ("rollout", "scoring") for side in SIDES)
+    assert all(of_tensors > 0 for _, of_tensors in record["peaks"]["rollout"].values())
+
+
+def test_the_8b_setting_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.main([f"--checkouts={tmp_path}", "--settings=a,d"])
+    assert "use --device cuda" in capsys.readouterr().err
+
+
+def test_releases_run_with_a_head_of_the_precision_of_the_weights() -> None:
+    setting = Setting(SHAPES["d"].small())
+    logits = setting.released(setting.prompts).logits
+    assert logits.dtype == torch.bfloat16
+    ours = setting.denoiser.backbone(setting.prompts).logits
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(logits.float(), ours, rtol=1e-2, atol=1e-2)
+    assert setting.released.lm_head.weight is setting.denoiser.backbone.lm_head.weight
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ folder of the runs; or all of it at toy size."""
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +76,18 @@ TINY = Scale(
     run_width=64,
     methods=2,
 )
+
+
+@contextmanager
+def new_tensors(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Make the tensors of a block on a device, and those of floating-point numbers in a dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Adapted(NamedTuple):
@@ -148,13 +162,8 @@ class Bench:
             config.block_length = block_length
         config.architectures = ["LlamaForCausalLM"]
         torch.manual_seed(0)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            with self.device:
-                backbone = LlamaForCausalLM(config)
-        finally:
-            torch.set_default_dtype(before)
+        with new_tensors(self.device, torch.bfloat16):
+            backbone = LlamaForCausalLM(config)
         with torch.no_grad():
             # Logits with a standard deviation of 5, as those of a trained model.
             backbone.lm_head.weight.normal_(0, 5 / scale.hidden**0.5)

@@ -138,14 +138,19 @@ def _rounded(value: Any) -> Any:
 
 def timed(work: Callable[[], object], repeats: int = 3) -> float:
     """Return the median number of seconds of a call, after one call that does not count."""
+    return statistics.median(wall_seconds(work, repeats + 1)[1:])
+
+
+def wall_seconds(work: Callable[[], object], runs: int) -> list[float]:
+    """Return the number of seconds of each call, with what it left to do on the GPU."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(runs):
         _synchronize()
         started = time.perf_counter()
         work()
         _synchronize()
         times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+    return times
 
 
 def _synchronize() -> None:

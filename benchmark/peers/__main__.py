@@ -1,6 +1,7 @@
 """Speed and memory of a training step of this package beside the releases' own functions.
 
     OMP_NUM_THREADS=1 python -m benchmark.peers --checkouts FOLDER [--settings a,b,c --releases ESPO --output FILE]
+    python -m benchmark.peers --checkouts FOLDER --device cuda [--phases rollout --rounds 2 --output FILE]
 
 FOLDER has the checkouts of the releases under the names of their repositories: nothing is
 downloaded. A release without a checkout is named in the results as not measured. Both sides run the
@@ -8,6 +9,10 @@ same model on the same prompts or completions, in turn and in one process; a num
 of the release divided by ours. It is the median of the rounds, with their minimum and maximum and
 the quotient of the fastest runs of the two sides. Memory is in MiB, release and ours; see `peak`.
 Every measurement has a process of its own, which a server forks after it has loaded the libraries.
+
+On a GPU, the model has the size of LLaDA-8B, setting (d), whose rollouts take hours on a CPU. Time
+is wall-clock time, and memory is what torch's allocator counts, in one process for all; see `gpu`.
+A side that runs out of memory is a result, and the table names it.
 """
 
 from __future__ import annotations
@@ -20,11 +25,14 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmark.peers.gpu import measured_on_gpu
 from benchmark.peers.peak import RUNS_BEFORE, peaks_of
 from benchmark.peers.phases import PHASES, SIDES, seconds_of
 from benchmark.peers.releases import RELEASES
 from benchmark.peers.results import Results
-from benchmark.peers.setting import SHAPES
+from benchmark.peers.setting import GPU_ONLY, SHAPES, Setting
 
 ROUNDS = 5
 PRELOADED = [
@@ -33,19 +41,34 @@ PRELOADED = [
 """Modules that the server loads before it forks."""
 
 
-def measured(options: argparse.Namespace, releases: list[str]) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
-    """Yield release, setting, part of the record, phase and what was found, as it is found."""
+Found = tuple[str, str, str, str, dict[str, Any]]
+"""Release, setting, part of the record, phase and what was found."""
+
+
+def measured(options: argparse.Namespace, releases: list[str]) -> Iterator[Found]:
+    """Yield what is found on the device of the options, as it is found."""
+    if options.device.type == "cpu":
+        yield from measured_on_cpu(options, releases)
+        return
+    for setting in listed(options.settings):
+        made = Setting(SHAPES[setting], options.device)
+        phases = [phase for phase in PHASES if phase in listed(f"{options.phases},{options.memory}")]
+        yield from measured_on_gpu(options.checkouts, releases, setting, made, phases, options.rounds)
+
+
+def measured_on_cpu(options: argparse.Namespace, releases: list[str]) -> Iterator[Found]:
+    """Yield what the processes of the measurements find."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     running: dict[Future[Any], tuple[str, str, str, str, str]] = {}
     with ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        for setting in filter(None, options.settings.split(",")):
+        for setting in listed(options.settings):
             for release in releases:
                 where = options.checkouts, release, setting
-                for phase in filter(None, options.phases.split(",")):
+                for phase in listed(options.phases):
                     future: Future[Any] = pool.submit(seconds_of, *where, phase, options.rounds)
                     running[future] = release, setting, "seconds", phase, ""
-                for phase in filter(None, options.memory.split(",")):
+                for phase in listed(options.memory):
                     for side in SIDES:
                         running[pool.submit(peaks_of, *where, phase, side)] = release, setting, "peaks", phase, side
         for future in as_completed(running):
@@ -53,11 +76,17 @@ def measured(options: argparse.Namespace, releases: list[str]) -> Iterator[tuple
             yield release, setting, part, phase, {side: future.result()} if side else future.result()
 
 
+def listed(names: str) -> list[str]:
+    """Return the names in a list with commas, which may be empty."""
+    return [name for name in names.split(",") if name]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkouts", type=Path, required=True, help="folder with the checkouts")
-    parser.add_argument("--settings", default=",".join(SHAPES), help="may be empty, to print earlier records")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="device of both sides; default cpu")
+    parser.add_argument("--settings", help="default a,b,c on a CPU and d elsewhere; may be empty, to print records")
     parser.add_argument("--releases", default=",".join(RELEASES))
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each side")
     parser.add_argument("--phases", default=",".join(PHASES), help="phases whose time is measured; may be empty")
@@ -65,6 +94,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="measurements at the same time")
     parser.add_argument("--output", type=Path, help="file of records, which is updated after each measurement")
     options = parser.parse_args(arguments)
+    on_cpu = options.device.type == "cpu"
+    if options.settings is None:
+        options.settings = ",".join(name for name in SHAPES if (name != GPU_ONLY) == on_cpu)
+    if on_cpu and GPU_ONLY in listed(options.settings):
+        parser.error(f"setting {GPU_ONLY} has 8B parameters, and takes hours on a CPU; use --device cuda")
     results, releases = Results(options.output), options.releases.split(",")
     there = [release for release in releases if RELEASES[release].is_there(options.checkouts)]
     for release, setting, part, phase, found in measured(options, there):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from benchmark.peers.releases import RELEASES
 from benchmark.peers.setting import NUM_SELECTED, ROLLOUT_STEPS, TEMPERATURE, Setting
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Rollout, Trajectory
@@ -35,29 +36,32 @@ class Ours:
 
     def __init__(self, release: str, setting: Setting) -> None:
         self.setting, shape = setting, setting.shape
+        self.rollout_steps = RELEASES[release].rollout_steps(shape)
         sampler = f"{{max_completion_length: {shape.length}, num_steps: {shape.steps}, block_length: {shape.block}, "
         sampler += f"temperature: {TEMPERATURE}, order: low_confidence}}"
         overrides = [
             f"method={METHODS[release]}", f"sampler={sampler}", "model=none", f"output_dir={tempfile.gettempdir()}",
             "num_iterations=2", f"num_generations={setting.group_size}", f"num_prompts={shape.batch // setting.group_size}",
         ]  # fmt: skip
+        if shape.views_per_forward is not None:
+            overrides.append(f"views_per_forward={shape.views_per_forward}")
         self.recipe = load_recipe("sudoku-tiny", overrides)
         optimizer = torch.optim.AdamW(setting.denoiser.parameters(), lr=1e-5)
-        accelerator = Accelerator(cpu=True)
+        accelerator = Accelerator(cpu=setting.device.type == "cpu")
         self.learner = Learner(accelerator, setting.denoiser, accelerator.prepare(optimizer), None, self.recipe)
         self.scored: Any = None
 
     def rollout(self) -> Trajectory:
         """Denoise the prompts, with what the method records."""
         setting = self.setting
-        seeds = torch.arange(len(setting.prompts))
-        sampler: SamplerConfig = self.recipe.sampler.model_copy(update={"num_steps": ROLLOUT_STEPS})
+        seeds = torch.arange(len(setting.prompts), device=setting.device)
+        sampler: SamplerConfig = self.recipe.sampler.model_copy(update={"num_steps": self.rollout_steps})
         needs = self.recipe.method.needs()
         return denoise(setting.denoiser, setting.prompts, setting.prompt_mask, sampler, seeds, needs=needs)
 
     def prepare(self) -> None:
         """Plan the views of the finished completions and score them, outside the measurement."""
-        setting, method = self.setting, self.recipe.method
+        setting, method, device = self.setting, self.recipe.method, self.setting.device
         rows, length = setting.tokens.shape
         selected = torch.stack([torch.randperm(setting.shape.steps)[:NUM_SELECTED] for _ in range(rows)])
         path = Trajectory(
@@ -67,14 +71,14 @@ class Ours:
             unmask_step=setting.unmask_step.int(),
             logprob=setting.logprob,
             entropy=setting.entropy,
-            seed=torch.arange(rows),
+            seed=torch.arange(rows, device=device),
             sampler=self.recipe.sampler,
             mask_id=setting.denoiser.mask_id,
             eos_id=setting.denoiser.eos_id,
-            selected_step=selected.int(),
-            one_step_tokens=torch.zeros(rows, NUM_SELECTED, length, dtype=torch.int32),
+            selected_step=selected.int().to(device),
+            one_step_tokens=torch.zeros(rows, NUM_SELECTED, length, dtype=torch.int32, device=device),
         )
-        values = torch.randn(rows, NUM_SELECTED) if method.needs().greedy else None
+        values = torch.randn(rows, NUM_SELECTED, device=device) if method.needs().greedy else None
         rollout = Rollout(path, setting.group_size, setting.reward, values)
         plan = method.plan(rollout, torch.Generator().manual_seed(0))
         advantage = method.advantage(rollout)

@@ -15,10 +15,13 @@ from benchmark.peers.setting import SHAPES
 
 COLUMNS = (*PHASES, "whole step", *(f"{phase}, {what}" for what in ("process", "tensors") for phase in RUNS_BEFORE))
 
+OUT_OF_MEMORY = "out of memory"
+"""What stands in a record for the numbers of a side whose device had no memory left."""
+
 Record = dict[str, Any]
 """Release, setting, and of each phase the `seconds` and the `peaks` of the sides `theirs` and
 `ours`, and the `load` of the machine after the measurement of the time. Seconds are those of each
-round, and peaks are MiB of the process and of tensors."""
+round, and peaks are MiB of the process and of tensors; or either is `OUT_OF_MEMORY`."""
 
 
 class Results:
@@ -60,11 +63,13 @@ class Results:
         return lines
 
     def summary(self) -> list[str]:
-        """Return the lowest and the highest ratio of all releases at each setting as Markdown: medians
-        of times, and memory of tensors."""
+        """Return the lowest and the highest ratio of all releases at each setting with records as
+        Markdown: medians of times, and memory."""
         lines = [f"| setting | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
         for setting in SHAPES:
             ratios = [ratios_of(record) for (_, where), record in self.records.items() if where == setting]
+            if not ratios:
+                continue
             found = [sorted(ratio[column] for ratio in ratios if column in ratio) for column in COLUMNS]
             cells = [f"{column[0]:.2f} to {column[-1]:.2f}" if column else "" for column in found]
             lines.append(f"| {setting} | {' | '.join(cells)} |")
@@ -79,17 +84,26 @@ class Results:
 def ratios_of(record: Record) -> dict[str, float]:
     """Return the ratios of a record by column."""
     ratios = {}
-    for phase, sides in record["seconds"].items():
+    seconds = measured(record["seconds"])
+    for phase, sides in seconds.items():
         ratios[phase] = statistics.median(one / other for one, other in zip(*sides_of(sides), strict=True))
-    if set(record["seconds"]) == set(PHASES):
+    if set(seconds) == set(PHASES):
         parts = [p for p in PHASES if p != "scoring" or RELEASES[record["release"]].scores]
         theirs, ours = (sum(statistics.median(record["seconds"][part][side]) for part in parts) for side in SIDES)
         ratios["whole step"] = theirs / ours
-    for phase, sides in record["peaks"].items():
-        if set(sides) == set(SIDES):
-            both = zip(("process", "tensors"), *sides_of(sides), strict=True)
-            ratios |= {f"{phase}, {what}": one / max(other, 0.1) for what, one, other in both}
+    for phase, sides in measured(record["peaks"]).items():
+        both = zip(("process", "tensors"), *sides_of(sides), strict=True)
+        ratios |= {f"{phase}, {what}": one / max(other, 0.1) for what, one, other in both}
     return ratios
+
+
+def measured(part: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the phases of a part of a record that have numbers of both sides."""
+    return {
+        phase: sides
+        for phase, sides in part.items()
+        if set(sides) == set(SIDES) and OUT_OF_MEMORY not in sides.values()
+    }
 
 
 def sides_of(found: dict[str, list[float]]) -> tuple[list[float], list[float]]:
@@ -101,12 +115,14 @@ def sides_of(found: dict[str, list[float]]) -> tuple[list[float], list[float]]:
 def line_of(record: Record) -> str:
     """Return the line of a record: ratios, and what they come from."""
     cells = {column: f"{ratio:.2f}" for column, ratio in ratios_of(record).items()}
-    for phase, sides in record["seconds"].items():
+    for phase, sides in measured(record["seconds"]).items():
         cells[phase] += f" {spread_text(*sides_of(sides))}"
-    for phase, sides in record["peaks"].items():
+    for phase, sides in measured(record["peaks"]).items():
         for index, what in enumerate(("process", "tensors")):
-            if f"{phase}, {what}" in cells:
-                cells[f"{phase}, {what}"] += f" ({'/'.join(f'{sides[side][index]:.0f}' for side in SIDES)})"
+            cells[f"{phase}, {what}"] += f" ({'/'.join(f'{sides[side][index]:.0f}' for side in SIDES)})"
+    for phase, sides in [*record["seconds"].items(), *record["peaks"].items()]:
+        if full := [side for side in SIDES if sides.get(side) == OUT_OF_MEMORY]:
+            cells[phase] = f"{OUT_OF_MEMORY}: {' and '.join(full)}"
     return f"| {record['release']} | {record['setting']} | {' | '.join(cells.get(column, '') for column in COLUMNS)} |"
 
 

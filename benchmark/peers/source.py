@@ -81,7 +81,8 @@ def functions_of(files: Sequence[tuple[Path, Sequence[str]]], **names: Any) -> d
 class Accelerator:
     """Stand-in of accelerate's class on one device."""
 
-    device = torch.device("cpu")
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def backward(self, loss: Tensor, **_: Any) -> None:
         """Back-propagate a loss."""
@@ -105,11 +106,11 @@ class Metrics(dict[str, Any]):
         return self[key]
 
 
-def trainer_of(functions: dict[str, Callable[..., Any]], **attributes: Any) -> Any:
+def trainer_of(functions: dict[str, Callable[..., Any]], device: torch.device, **attributes: Any) -> Any:
     """Return a stand-in of a release's trainer, with its own methods and the given attributes."""
     trainer = type("Trainer", (), dict(functions))()
     settings = {
-        "accelerator": Accelerator(),
+        "accelerator": Accelerator(device),
         "control": SimpleNamespace(should_evaluate=False),
         "_metrics": Metrics(),
         "_step": 0,

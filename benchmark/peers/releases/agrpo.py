@@ -45,14 +45,14 @@ class AGRPO(Release):
         self.inputs = {
             "prompt_ids": setting.prompts, "prompt_mask": setting.prompt_mask, "completion_ids": setting.tokens,
             "advantages": setting.advantage, "unmask_steps": setting.unmask_step,
-            "sampling_masks": torch.ones(*setting.tokens.shape, self.shape.vocab, dtype=torch.bool),
+            "sampling_masks": torch.ones(*setting.tokens.shape, self.shape.vocab, dtype=torch.bool, device=self.device),
             "old_per_token_logps": setting.logprob, "old_per_token_entropies": setting.entropy,
         }  # fmt: skip
 
     @torch.no_grad()
     def score(self) -> Any:
         setting, found = self.setting, []
-        whole = torch.ones(len(setting.tokens), self.shape.prompt + self.shape.length, dtype=torch.bool)
+        whole = torch.ones_like(self.sequences, dtype=torch.bool)
         for step in range(NUM_SELECTED):
             state = setting.tokens.masked_fill(setting.unmask_step >= step, MASK)
             ids = torch.cat([setting.prompts, state], dim=1)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.peers.setting import MASK, ROLLOUT_STEPS, TEMPERATURE, Setting
+from benchmark.peers.setting import MASK, ROLLOUT_STEPS, TEMPERATURE, Setting, Shape
 from benchmark.peers.source import functions_of, trainer_of
 
 
@@ -35,17 +35,22 @@ class Release:
     """False if a step of the release needs no pass over the views besides the update."""
 
     def __init__(self, checkouts: Path, setting: Setting) -> None:
-        self.setting, self.shape = setting, setting.shape
-        self.model: Any = setting.denoiser.backbone
+        self.setting, self.shape, self.device = setting, setting.shape, setting.device
+        self.model: Any = setting.released
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.functions = functions_of([(checkouts / s.path, s.names) for s in self.sources], **self.names())
-        self.trainer = trainer_of(self.functions, model=self.model, **self.attributes())
+        self.trainer = trainer_of(self.functions, self.device, model=self.model, **self.attributes())
         self.inputs: dict[str, Any] = {}
 
     @classmethod
     def is_there(cls, checkouts: Path) -> bool:
         """Return True if the files of the release are below `checkouts`."""
         return all((checkouts / source.path).is_file() for source in cls.sources)
+
+    @classmethod
+    def rollout_steps(cls, shape: Shape) -> int:
+        """Return the number of denoising steps of a rollout."""
+        return ROLLOUT_STEPS
 
     def names(self) -> dict[str, Any]:
         """Return what the functions find under further names, such as the variables of an enclosing
@@ -91,7 +96,7 @@ class Release:
         """[B, P + L] sequences as diffu-GRPO scores them: the completion is masked, and so is each
         token of the prompt with probability 0.15."""
         sequences = self.sequences
-        is_masked = torch.rand(sequences.shape) < 0.15
+        is_masked = torch.rand(sequences.shape, device=self.device) < 0.15
         is_masked[:, self.shape.prompt :] = True
         return sequences.masked_fill(is_masked, MASK)
 

@@ -64,7 +64,7 @@ class DARE(Release):
         del arguments["prompt"]
         return self.functions[self.sampler](
             packed_sequence=torch.cat([self.setting.prompts, masked], dim=1).view(1, -1),
-            cu_seqlens=torch.arange(0, batch * width + 1, width, dtype=torch.int32),
+            cu_seqlens=torch.arange(0, batch * width + 1, width, dtype=torch.int32, device=self.device),
             max_seqlen=width,
             **arguments,
         )
@@ -72,7 +72,7 @@ class DARE(Release):
     def prepare(self) -> None:
         masked = self.masked_prompts().unsqueeze(1)
         self.inputs = self.batch() | {
-            "perturbed_seq": masked, "mask_indices": masked == MASK, "p_mask": torch.ones(masked.shape),
+            "perturbed_seq": masked, "mask_indices": masked == MASK, "p_mask": torch.ones(masked.shape, device=self.device),
         }  # fmt: skip
 
     def batch(self) -> dict[str, Any]:
@@ -129,8 +129,8 @@ class DareCJ(DARE):
 
     def prepare(self) -> None:
         step = self.setting.unmask_step * ROLLOUT_STEPS // self.shape.steps
-        committed = step.unsqueeze(1) == torch.arange(ROLLOUT_STEPS).view(1, -1, 1)
-        prompt = torch.zeros(len(step), ROLLOUT_STEPS, self.shape.prompt, dtype=torch.bool)
+        committed = step.unsqueeze(1) == torch.arange(ROLLOUT_STEPS, device=self.device).view(1, -1, 1)
+        prompt = committed.new_zeros(len(step), ROLLOUT_STEPS, self.shape.prompt)
         self.inputs = self.batch() | {"reversed_traj_unmask_positions": torch.cat([prompt, committed], dim=-1)}
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmark.peers.releases.base import Release, Source
-from benchmark.peers.setting import EOS, MASK, NUM_SELECTED, ROLLOUT_STEPS, TEMPERATURE
+from benchmark.peers.setting import EOS, MASK, NUM_SELECTED, ROLLOUT_STEPS, TEMPERATURE, Shape
 
 
 class DllmRL(Release):
@@ -34,6 +34,11 @@ class DllmRL(Release):
         ),
     )  # fmt: skip
 
+    @classmethod
+    def rollout_steps(cls, shape: Shape) -> int:
+        # The loop always has a second step in a block.
+        return max(ROLLOUT_STEPS, 2 * shape.length // shape.block)
+
     def names(self) -> dict[str, Any]:
         shape = self.shape
         training = SimpleNamespace(
@@ -53,7 +58,7 @@ class DllmRL(Release):
     def rollout(self) -> Any:
         shape = self.shape
         found = self.functions["generate_with_prefix_cache"](
-            self.model, self.setting.prompts, steps=ROLLOUT_STEPS, gen_length=shape.length, block_length=shape.block,
+            self.model, self.setting.prompts, steps=self.rollout_steps(shape), gen_length=shape.length, block_length=shape.block,
             temperature=TEMPERATURE, target="confidence", mask_id=MASK, further_horizon=None, use_cache=False,
             unmask_threshold=None,
         )  # fmt: skip
@@ -67,8 +72,9 @@ class DllmRL(Release):
             setting.prompts, setting.tokens, maps, advantage
         )
         index = torch.arange(len(views))
+        signal = torch.tensor(rewards, device=self.device)
         self.batches = [
-            {"ids": i, "input_ids": views[i], "labels": labels[i], "p_mask_lm": mask[i], "adv": torch.tensor(rewards)[i]}
+            {"ids": i, "input_ids": views[i], "labels": labels[i], "p_mask_lm": mask[i], "adv": signal[i]}
             for i in index.split(self.shape.batch)
         ]  # fmt: skip
         self.data = SimpleNamespace(logp_old_tok=torch.full(views.shape, float("-inf")))
@@ -85,7 +91,7 @@ class DllmRL(Release):
 
     def backward(self) -> None:
         for batch in self.batches:
-            old = self.data.logp_old_tok[batch["ids"]]
+            old = self.data.logp_old_tok[batch["ids"]].to(self.device)
             loss = self.functions["forward_process"](
                 batch["input_ids"], batch["labels"], batch["p_mask_lm"], batch["adv"], old
             )

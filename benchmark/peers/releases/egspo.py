@@ -42,7 +42,7 @@ class EGSPO(Release):
         steps, tokens = self.setting.unmask_step, self.setting.tokens
         states = [tokens.masked_fill(steps >= step, MASK) for step in range(self.shape.steps + 1)]
         trajectory = torch.stack([torch.cat([self.setting.prompts, state], dim=1) for state in states])
-        chosen = torch.stack([torch.randperm(self.shape.steps)[:NUM_SELECTED] for _ in tokens])
+        chosen = torch.stack([torch.randperm(self.shape.steps)[:NUM_SELECTED] for _ in tokens]).to(self.device)
         advantage = self.setting.advantage.unsqueeze(1).expand(-1, NUM_SELECTED)
         self.inputs = {"traj": trajectory, "eval_steps": chosen, "step_advs": advantage}
 
