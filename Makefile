@@ -8,6 +8,9 @@ PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
 INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
+# The tests start many processes, which would each compile the package again without files of bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo check test lint bench results docs format clean
 
