@@ -249,12 +249,11 @@ def _peaks(
     evaluated, name = work.evaluation, "evaluation"
     told = f"{evaluated.rows} completions, {evaluated.width} x {config.vocab_size} logits each"
     yield Line(name, measured[name] + whole, told + measured.words(name) + told_whole)
-    # Gradients exist before the second chunk of an update. In a single chunk they are made while
-    # its activations go.
-    fact = "second" if work.chunks > 1 else "first"
+    # In a single chunk the gradients are made while its activations go.
     made = 0 if work.chunks > 1 else (2 if recipe.precision == "bf16" else 4) * measured["trained"]
     gathered, told = _gathered(recipe, measured, preset, backward=True)
-    yield Line("update", measured[fact] - made + gathered, words("update", "views") + measured.words(fact) + told)
+    told = words("update", "views") + measured.words("update") + told
+    yield Line("update", measured["update"] - made + gathered, told)
     gathered, told = _gathered(recipe, measured, preset, backward=False)
     for name in ("old policy", "behaviour ratio", "reference"):
         if name not in by_name:
@@ -286,8 +285,11 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
     def backward() -> None:
         _scored(denoiser, recipe, update, work.views.tokens, on_gpu).sum().backward()
 
-    first = peak_bytes(backward, denoiser)
-    second = peak_bytes(backward, denoiser)
+    if work.chunks > 1:
+        # The first chunk has made the gradients before the others run.
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    updated = peak_bytes(backward, denoiser)
     scored, rollout = by_name.get("reference", update), by_name["rollout"]
     with torch.no_grad():
         scores = peak_bytes(lambda: _scored(denoiser, recipe, scored, None, on_gpu), denoiser)
@@ -301,8 +303,7 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
         "quantized": quantized,
         "layer": sum(p.numel() for p in layers.parameters()) / len(layers),
         "adapted": sum(_adapted_weight(layer).numel() for layer in adapted),
-        "first": first,
-        "second": second,
+        "update": updated,
         "scores": scores,
         "rollout": sampled,
         "evaluation": evaluated,
