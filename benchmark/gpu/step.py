@@ -92,7 +92,7 @@ def _recipe(bench: Bench, folder: Path) -> TrainRecipe:
     if bench.scale is not LARGE:
         sizes = json.dumps(bench.scale.sampler)[1:-1].replace('"', "")
         settings += [f"sampler={{{sizes}, order: low_confidence, temperature: 0.9, cache: dual}}", "num_prompts=2"]
-        settings += ["num_generations=4", "lora.r=8", "num_minibatches=2"]
+        settings += ["num_rows=20", "num_generations=4", "lora.r=8", "num_minibatches=2"]
     return load_recipe(RECIPE, settings)
 
 
