@@ -6,6 +6,7 @@ would not notice a wrong state. `lively` has weights so large that its logits de
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,10 @@ from unmask.tasks.sudoku import Sudoku
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
     os.unsetenv(name)
+
+# A full collection walks through all objects of the imported libraries, which takes a third of a second, and by default
+# it comes after every tenth of the second generation: a tenth of the time of all tests.
+gc.set_threshold(700, 10, 100)
 
 # One thread is the fastest at these sizes, and test processes do not compete for cores.
 torch.set_num_threads(1)
