@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers.denoisers import Spy, TableDenoiser, add_lively_head
 from tests.helpers.messages import SNAPSHOTS
+from tests.helpers.paths import ROOT
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.tasks.sudoku import Sudoku
 
@@ -31,6 +32,31 @@ gc.set_threshold(700, 10, 100)
 
 # One thread is the fastest at these sizes, and test processes do not compete for cores.
 torch.set_num_threads(1)
+
+
+LONGEST = (
+    "tests/trainer/test_distributed.py",
+    "tests/trainer/comparison/test_run.py",
+    "tests/trainer/test_faults.py",
+    "tests/docs/test_commands.py",
+    "tests/trainer/test_golden.py",
+    "tests/trainer/test_every_method.py",
+    "tests/trainer/test_cluster.py",
+    "tests/cli/estimate/test_estimate.py",
+    "tests/test_benchmark.py",
+    "tests/cli/test_cli.py",
+    "tests/cli/test_hostile_runs.py",
+    "tests/trainer/test_kills.py",
+)
+"""Files with the longest tests, the longest first."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """Leave out `fsync` in the tests' own processes: a test may end a process, but never the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +112,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        # Under xdist, files with slow tests start first, so that no worker ends long after the others.
+        # Under xdist, the longest files start first, then those with slow tests, so that no worker ends long after the others.
+        order = {ROOT / name: number for number, name in enumerate(LONGEST)}
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
