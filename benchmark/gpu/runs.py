@@ -159,10 +159,12 @@ def arguments(bench: Bench, name: str, *overrides: str) -> list[str]:
 
 
 def start(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> Any:
-    """Run `unmask` in a process of its own, forked from one that has imported the package, with
-    further variables in its environment."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, "peft", "transformers.models.llama.modeling_llama"])
+    """Run `unmask` in a process of its own, with further variables in its environment. Without a
+    GPU it is forked from one that has imported the package; peft and DeepSpeed look for a GPU when
+    they are imported, after which a forked process cannot use it."""
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+    if not torch.cuda.is_available():
+        context.set_forkserver_preload([*PRELOADED, "peft", "transformers.models.llama.modeling_llama"])
     process = context.Process(target=_main, args=(arguments, log, dict(environment or {})), daemon=True)
     process.start()
     return process
