@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmark.gpu.bench import Bench
 from benchmark.gpu.harness import Outcome, check, timed
 from unmask.functional.linear_logprob import linear_logprobs
+from unmask.trainer.model_limits import logits_at_once
 from unmask.trainer.peak import peak_bytes
 
 
@@ -84,8 +85,11 @@ def fused_logprob(bench: Bench) -> Outcome:
     weight = (5 / bench.scale.hidden**0.5) * torch.randn(bench.scale.vocabulary, bench.scale.hidden, **shape)  # type: ignore[call-overload]
     tokens = torch.randint(bench.scale.eos_id, (count, 1), device=bench.device)
 
+    # As many positions as an update computes at once.
+    chunk = logits_at_once(bench.device.type) // bench.scale.vocabulary
+
     def fused() -> Tensor:
-        return linear_logprobs(states, weight, tokens, temperature=0.9, forbidden=bench.scale.mask_id)
+        return linear_logprobs(states, weight, tokens, temperature=0.9, forbidden=bench.scale.mask_id, chunk_size=chunk)
 
     def plain() -> Tensor:
         logits = torch.nn.functional.linear(states, weight).float()
