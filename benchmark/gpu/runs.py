@@ -164,7 +164,7 @@ def start(arguments: list[str], log: Path, environment: Mapping[str, str] | None
     they are imported, after which a forked process cannot use it."""
     context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
     if not torch.cuda.is_available():
-        context.set_forkserver_preload([*PRELOADED, "peft", "transformers.models.llama.modeling_llama"])
+        context.set_forkserver_preload([*PRELOADED, "transformers.models.llama.modeling_llama"])
     process = context.Process(target=_main, args=(arguments, log, dict(environment or {})), daemon=True)
     process.start()
     return process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
@@ -173,6 +174,8 @@ def start(target: Callable[..., object], *arguments: object) -> ForkServerProces
 
 
 def _on_one_thread(target: Callable[..., object], *arguments: object) -> None:
+    # DeepSpeed collects garbage in full; what is imported, and shared with the server, is none.
+    gc.freeze()
     # Sums over several threads would differ in their last bits from those of the test's own process.
     torch.set_num_threads(1)
     target(*arguments)
