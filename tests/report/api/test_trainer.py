@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from tests.helpers.messages import raises
-from tests.helpers.runs import metrics, train_recipe, weights
+from tests.helpers.runs import metrics, train_recipe, weights, without_report
 from unmask import Trainer, TrainRecipe, load_model, open_run
 from unmask.core.errors import ConfigError, RunError
 from unmask.rewards import per_completion
@@ -65,6 +65,7 @@ def test_a_run_shows_its_steps_and_leaves_a_curve_and_a_report(
 
 
 @pytest.mark.slow
+@without_report()
 def test_progress_can_be_left_out(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Trainer(train_recipe(tiny_model, tmp_path / "run", *SHORT), progress=False).train()
     assert "train step" not in capsys.readouterr().err
@@ -117,6 +118,7 @@ def test_a_recipe_may_be_a_name_or_a_dict(tiny_model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@without_report()
 def test_rows_of_python_are_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run", *SHORT, "evaluation.num_rows=2")
     given: list[int] = []
@@ -163,6 +165,7 @@ def test_a_run_needs_no_recipe(tiny_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@without_report()
 def test_a_run_that_started_from_an_object_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
     def trainer(name: str, **settings: Any) -> Trainer:
         return Trainer(
@@ -178,6 +181,7 @@ def test_a_run_that_started_from_an_object_resumes_to_the_same_weights(tiny_mode
             max_completion_length=16,
             save_steps=1,
             progress=False,
+            reward_workers=0,
             evaluation={"eval_steps": 0, "num_rows": 2},
             **settings,
         )
@@ -199,6 +203,7 @@ def test_a_model_may_stand_first_as_in_trl(tiny_model: Path, tmp_path: Path) -> 
         max_completion_length=16,
         output_dir=tmp_path / "run",
         progress=False,
+        reward_workers=0,
     )
     trainer.folder.close()
     assert trainer.recipe.model == str(tiny_model)
@@ -209,11 +214,12 @@ def test_a_model_may_stand_first_as_in_trl(tiny_model: Path, tmp_path: Path) -> 
 def test_no_output_folder_is_the_default_one(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     policy = load_model(tiny_model)
-    Trainer(model=policy, reward_funcs=length, train_dataset=ROWS, output_dir=None, progress=False)
+    Trainer(model=policy, reward_funcs=length, train_dataset=ROWS, output_dir=None, progress=False, reward_workers=0)
     assert (tmp_path / "runs" / "train-start" / "config.json").is_file()
 
 
 @pytest.mark.slow
+@without_report()
 def test_an_engine_can_be_given(tiny_model: Path, tmp_path: Path) -> None:
     versions: list[int] = []
 
