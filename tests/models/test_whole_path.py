@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.minis import MINIS, UNSTATED, mini_checkpoint
-from tests.helpers.runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, weights
+from tests.helpers.runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, weights, without_report
 from unmask.models import load_model
 from unmask.models.families import FAMILIES
 
@@ -42,6 +42,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", MINIS)
+@without_report()
 def test_a_family_passes_through_all_stages(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = FAMILIES[name]
     original, native = mini_checkpoint(name, tmp_path / "original"), tmp_path / "native"

@@ -170,6 +170,7 @@ def test_two_keys_for_the_temperature_of_an_evaluation_are_refused() -> None:
     assert [sampler.temperature for sampler in samplers] == [0.5]
 
 
+@pytest.mark.slow
 def test_every_setting_of_trl_and_transformers_is_a_key_or_is_explained() -> None:
     from transformers import TrainingArguments
 
