@@ -37,15 +37,16 @@ torch.set_num_threads(1)
 LONGEST = (
     "tests/trainer/test_distributed.py",
     "tests/trainer/comparison/test_run.py",
-    "tests/trainer/test_faults.py",
     "tests/docs/test_commands.py",
     "tests/trainer/test_golden.py",
     "tests/trainer/test_every_method.py",
     "tests/trainer/test_cluster.py",
     "tests/cli/estimate/test_estimate.py",
     "tests/test_benchmark.py",
+    "tests/rewards/sandbox/test_hostile.py",
     "tests/cli/test_cli.py",
     "tests/cli/test_hostile_runs.py",
+    "tests/models/test_whole_path.py",
     "tests/trainer/test_kills.py",
 )
 """Files with the longest tests, the longest first."""
