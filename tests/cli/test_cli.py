@@ -452,6 +452,7 @@ def test_eval_prints_a_table_and_writes_every_completion(
     assert printed.endswith(f"completions: {output.with_suffix('.jsonl')}\nresults: {output}\n")
 
 
+@pytest.mark.slow
 def test_eval_draws_the_accuracy_of_schedules_against_their_forward_passes(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

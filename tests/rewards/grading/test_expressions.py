@@ -104,6 +104,7 @@ def test_the_longest_numbers_are_within_what_the_interpreter_converts() -> None:
     assert evaluate("9" * MAX_LENGTH).value == 10**MAX_LENGTH - 1
 
 
+@pytest.mark.slow
 @given(st.one_of(st.text(max_size=60), st.text("0123456789+-*/() ", max_size=30)))
 @settings(max_examples=50)
 def test_any_text_is_evaluated_or_refused(text: str) -> None:
