@@ -262,48 +262,48 @@ def test_two_ranks_whose_views_share_forward_passes_equal_one(preset: str, place
 
 
 LONG = (
-    "max_steps=12",
-    "save_steps=3",
+    "max_steps=20",
+    "save_steps=5",
     "num_prompts=2",
     "num_iterations=1",
-    "evaluation.eval_steps=3",
+    "evaluation.eval_steps=5",
     "evaluation.num_rows=1",
     "method.num_selected=4",
 )
-"""Twelve steps with evaluations and checkpoints between them. The second rank has no row to evaluate."""
+"""Twenty steps with evaluations and checkpoints between them. The second rank has no row to evaluate."""
 
 SHARDING = {"zero3": gather_in_every_forward, "fsdp2": fsdp2_on_the_cpu}
 
 
 @pytest.fixture(scope="module")
 def long(place: Path, tiny_model: Path) -> Path:
-    """Return the folder of a run of twelve steps with one rank."""
+    """Return the folder of a run of twenty steps with one rank."""
     assert unmask_train(tiny_model, place / "long", *settings(place, "egspo_sa", *LONG)) == 0
     return place / "long"
 
 
-class _StopsAfterSixSteps:
-    """Prepares a rank of a run with sharded weights that stops after six steps."""
+class _StopsAfterTenSteps:
+    """Prepares a rank of a run with sharded weights that stops after ten steps."""
 
     def __init__(self, preset: str) -> None:
         self.preset = preset
 
     def __call__(self, rank: int) -> None:
         SHARDING[self.preset](rank)
-        raise_after(6, 1, signal.SIGTERM)(rank)
+        raise_after(10, 1, signal.SIGTERM)(rank)
 
 
 @pytest.mark.parametrize("preset", SHARDING)
-def test_twelve_sharded_steps_that_stop_and_resume_equal_those_of_one_rank(
+def test_twenty_sharded_steps_that_stop_and_resume_equal_those_of_one_rank(
     preset: str, place: Path, long: Path, tiny_model: Path
 ) -> None:
     if preset == "zero3":
         pytest.importorskip("deepspeed")
     folder, overrides = place / f"long-{preset}", settings(place, "egspo_sa", *LONG, "--resume")
-    for prepare, code in ((_StopsAfterSixSteps(preset), 128 + signal.SIGTERM), (SHARDING[preset], 0)):
+    for prepare, code in ((_StopsAfterTenSteps(preset), 128 + signal.SIGTERM), (SHARDING[preset], 0)):
         codes = exit_codes_of_two(train_by_command, tiny_model, folder, overrides, prepare, preset=preset)
         assert codes == [code] * 2
-    assert steps_saved(folder) == [9, 12]
+    assert steps_saved(folder) == [15, 20]
     check_same(folder, long, tiny_model)
 
 
