@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.helpers.denoisers import Spy, TableDenoiser, add_lively_head
+from tests.helpers.longest import LONGEST
 from tests.helpers.messages import SNAPSHOTS
 from tests.helpers.paths import ROOT
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
@@ -32,24 +33,6 @@ gc.set_threshold(700, 10, 100)
 
 # One thread is the fastest at these sizes, and test processes do not compete for cores.
 torch.set_num_threads(1)
-
-
-LONGEST = (
-    "tests/trainer/test_distributed.py",
-    "tests/trainer/comparison/test_run.py",
-    "tests/docs/test_commands.py",
-    "tests/trainer/test_golden.py",
-    "tests/trainer/test_every_method.py",
-    "tests/trainer/test_cluster.py",
-    "tests/cli/estimate/test_estimate.py",
-    "tests/test_benchmark.py",
-    "tests/rewards/sandbox/test_hostile.py",
-    "tests/cli/test_cli.py",
-    "tests/cli/test_hostile_runs.py",
-    "tests/models/test_whole_path.py",
-    "tests/trainer/test_kills.py",
-)
-"""Files with the longest tests, the longest first."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.longest import LONGEST
 from tests.helpers.paths import ROOT
 
 FILES = sorted((ROOT / "tests").rglob("*.py"))
@@ -87,3 +88,7 @@ def test_no_test_module_imports_another(file: Path) -> None:
 )
 def test_an_import_of_a_test_module_is_reported(source: str, names: list[str]) -> None:
     assert imports_of_tests(source) == names
+
+
+def test_the_files_that_start_first_are_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
