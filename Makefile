@@ -8,7 +8,8 @@ PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
 INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
-# The tests start many processes, which would each compile the package again without files of bytecode.
+# Also where the environment turns files of bytecode off: the tests start many processes, and each would compile the
+# package again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help

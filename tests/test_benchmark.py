@@ -33,7 +33,7 @@ from benchmark.peers import __main__ as peers
 from benchmark.peers.ours import Ours
 from benchmark.peers.phases import SIDES
 from benchmark.peers.releases import RELEASES
-from benchmark.peers.results import OUT_OF_MEMORY, Results
+from benchmark.peers.results import FAILED, OUT_OF_MEMORY, Results
 from benchmark.peers.setting import SHAPES, Setting
 from benchmark.peers.source import functions_of
 from tests.helpers.simulated_cuda import DEVICE
@@ -143,13 +143,15 @@ def test_peers_on_a_gpu_record_a_side_that_fails_and_go_on(
     assert "d1 d: rollout, theirs failed" in errors
     assert "an_argument_too_many" in errors
     record = Results(output).records["d1", "d"]
-    assert set(record["seconds"]["rollout"]) == {"ours"}
+    assert record["seconds"]["rollout"]["theirs"] == FAILED
+    assert len(record["seconds"]["rollout"]["ours"]) == 2
+    assert set(record["about"]) >= {"card", "commit", "versions"}
     assert record["seconds"]["scoring"]["theirs"] == OUT_OF_MEMORY
     assert len(record["seconds"]["scoring"]["ours"]) == 2
     assert record["peaks"]["update"]["theirs"] == OUT_OF_MEMORY
-    assert "| d1 | d |  | out of memory: theirs | out of memory: theirs |" in table
+    assert "| d1 | d | failed: theirs | out of memory: theirs | out of memory: theirs |" in table
     file.write_text(CHECKOUT)
-    peers.main([*options, "--phases=rollout,scoring", "--memory="])
+    peers.main([*options, "--phases=rollout,scoring"])
     record = Results(output).records["d1", "d"]
     assert all(len(record["seconds"][phase][side]) == 2 for phase in ("rollout", "scoring") for side in SIDES)
     assert all(of_tensors > 0 for _, of_tensors in record["peaks"]["rollout"].values())
@@ -159,6 +161,9 @@ def test_the_8b_setting_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         peers.main([f"--checkouts={tmp_path}", "--settings=a,d"])
     assert "use --device cuda" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        peers.main([f"--checkouts={tmp_path}", f"--device={DEVICE}", "--memory=rollout"])
+    assert "--memory and --jobs are for a CPU" in capsys.readouterr().err
 
 
 def test_releases_run_with_a_head_of_the_precision_of_the_weights() -> None:
@@ -220,7 +225,9 @@ def test_the_acceptance_run_of_a_gpu_passes_at_toy_size(
     # Negative control: a check that raises or fails is reported, and the exit code says so.
     monkeypatch.setitem(CHECKS, "rates", Check(lambda bench: 1 / 0, 0.0))
     assert accept(["--tiny", "--only", "rates", "--output", str(output)]) == 1
-    assert "ZeroDivisionError" in json.loads(output.read_text())["checks"]["rates"]["error"]
+    again = json.loads(output.read_text())["checks"]
+    assert "ZeroDivisionError" in again.pop("rates")["error"]
+    assert again == {name: result for name, result in checks.items() if name != "rates"}, "the others stay"
 
 
 def test_a_rise_is_paired_by_seed() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import statistics
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -57,8 +59,8 @@ class Report:
     """Lines of a run and its results by check.
 
     Args:
-        path: JSON file that is written after each check; None writes none. Checks of an earlier run
-            that the file holds stay, until they run again.
+        path: JSON file that is written after each check; None writes none. If it has results of the
+            same card and versions, those of checks that do not run again stay.
         about: facts about the run, such as the name of the card and the commit. Each result repeats
             the commit.
     """
@@ -69,7 +71,11 @@ class Report:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.earlier = json.loads(self.path.read_text())["checks"] if self.path and self.path.exists() else {}
+        self.earlier: dict[str, Any] = {}
+        if self.path is not None and self.path.exists():
+            before = json.loads(self.path.read_text())
+            if all(before.get(key) == self.about.get(key) for key in ("card", "versions")):
+                self.earlier = before["checks"]
 
     @property
     def seconds(self) -> float:
@@ -156,3 +162,23 @@ def wall_seconds(work: Callable[[], object], runs: int) -> list[float]:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def about() -> dict[str, Any]:
+    """Return the card, the versions and the commit."""
+    packages = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit.stdout.strip() or "unknown",
+        "cuda": torch.version.cuda,
+        "versions": {name: version for name in packages if (version := _version(name)) is not None},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -52,7 +52,6 @@ def update_memory(bench: Bench) -> Outcome:
             "GB, estimated": expected / 1e9,
             "GB, measured": measured / 1e9,
             "s, forward and backward": timed(update, 2),
-            "GB, reserved": torch.cuda.memory_reserved() / 1e9,
         }
     is_near = all(abs(fact["GB, estimated"] / fact["GB, measured"] - 1) < 0.1 for fact in facts.values())
     return Outcome(is_near, facts)

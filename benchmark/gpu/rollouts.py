@@ -146,7 +146,7 @@ def _behaviour(denoiser: Denoiser, path: Trajectory) -> dict[str, float]:
 @check(40)
 def adapters(bench: Bench) -> Outcome:
     """LoRA: forward passes with separate adapters, and updates, against those without; and updates
-    with adapters in float32, as peft makes them."""
+    with adapters in float32, as peft makes them. The rows are those of an update of the recipes."""
     denoiser, rows = bench.model, bench.scale.rows[0]
     ids = torch.cat([bench.prompts(rows)[0], bench.half_filled(rows)], 1)
     at = torch.arange(ids.shape[1] - 2, ids.shape[1], device=bench.device).expand(rows, -1)
@@ -177,7 +177,7 @@ def adapters(bench: Bench) -> Outcome:
         "update with adapters / forward and backward without": with_update / bare_update,
         "update with adapters in float32 / forward and backward without": as_peft_makes_them / bare_update,
     }
-    return Outcome(with_update < as_peft_makes_them if bench.has_bounds else None, facts)
+    return Outcome(with_update <= 1.3 * bare_update if bench.has_bounds else None, facts)
 
 
 @check(50)

@@ -22,6 +22,9 @@ from unmask.recipes.load import load_recipe
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 
+NUM_SPECIAL = 3
+"""Padding, mask and end, which `word_tokenizer` adds."""
+
 
 @per_completion
 def share_of_even_characters(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
@@ -30,11 +33,11 @@ def share_of_even_characters(completions: list[list[dict[str, str]]], **_: Any) 
     return [sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text)) for text in texts]
 
 
-@check(110)
+@check(150)
 def training_step(bench: Bench) -> Outcome:
     """A whole training step of EGSPO-SA with adapters, through the trainer: seconds of the rollout
-    and of the update, the FLOP/s that they sustain, and the peak of the memory against the
-    estimate."""
+    and of the update, the FLOP/s that they sustain, and the peak of the memory, which is within a
+    tenth of the estimate."""
     from accelerate.state import AcceleratorState
 
     from unmask.trainer import Trainer
@@ -72,7 +75,7 @@ def training_step(bench: Bench) -> Outcome:
     if bench.is_gpu:
         facts["GB, measured"] = torch.cuda.max_memory_allocated() / 1e9
         ratio = facts["GB, measured"] / facts["GB, estimated"]
-        passes = passes and (0.75 < ratio < 1.1 or not bench.has_bounds)
+        passes = passes and (0.9 < ratio < 1.1 or not bench.has_bounds)
     shutil.rmtree(folder)
     shutil.rmtree(recipe.output_dir)
     return Outcome(passes, facts)
@@ -100,12 +103,11 @@ def _saved(bench: Bench) -> Path:
     """Save the model with a tokenizer of its vocabulary, and return the folder."""
     bench.drop_model()
     folder = bench.folder / "large"
-    rows = load_recipe(RECIPE).task.rows("train", 8, 0)
-    pieces = {piece for row in rows for piece in re.findall(r"\s*[A-Za-z]+|[\s\S]", row["prompt"][0]["content"])}
-    others = (chr(number) for number in range(0x3400, 0x30000) if not 0xD800 <= number < 0xE000)
-    fill = [letter for letter in islice(others, bench.scale.vocabulary)]
-    num_special = 3
-    tokenizer = word_tokenizer([*pieces, *fill[: bench.scale.vocabulary - num_special - len(pieces)]])
+    pieces = {piece for text in _prompts() for piece in re.findall(r"\s*[A-Za-z]+|[\s\S]", text)}
+    # Ids that no prompt has stand for letters that no prompt has, because the model draws them.
+    letters = (chr(number) for number in range(0x3400, 0x30000) if not 0xD800 <= number < 0xE000)
+    others = islice(letters, bench.scale.vocabulary - NUM_SPECIAL - len(pieces))
+    tokenizer = word_tokenizer([*pieces, *others])
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     backbone = bench.made(bench.scale.layers).backbone
     ids = (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -115,7 +117,11 @@ def _saved(bench: Bench) -> Path:
     return folder
 
 
+def _prompts() -> list[str]:
+    """Return prompts of the recipe's task, whose words are tokens."""
+    return [row["prompt"][0]["content"] for row in load_recipe(RECIPE).task.rows("train", 8, 0)]
+
+
 def _prompt_length(trainer: Any) -> int:
-    rows = load_recipe(RECIPE).task.rows("train", 8, 0)
-    tokenizer = trainer.policy.tokenizer
-    return max(len(tokenizer(row["prompt"][0]["content"]).input_ids) for row in rows)
+    """Return the number of tokens of the longest prompt."""
+    return max(len(trainer.policy.tokenizer(text).input_ids) for text in _prompts())

@@ -11,8 +11,9 @@ the quotient of the fastest runs of the two sides. Memory is in MiB, release and
 Every measurement has a process of its own, which a server forks after it has loaded the libraries.
 
 On a GPU, the model has the size of LLaDA-8B, setting (d), whose rollouts take hours on a CPU. Time
-is wall-clock time, and memory is what torch's allocator counts, in one process for all; see `gpu`.
-A side that runs out of memory is a result, and the table names it.
+is wall-clock time, memory is what torch's allocator counts and is measured with the time, and one
+process measures all, one side after the other; see `gpu`. A side that runs out of memory or fails
+is a result, and the table names it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmark.gpu.harness import about
 from benchmark.peers.gpu import measured_on_gpu
 from benchmark.peers.peak import RUNS_BEFORE, peaks_of
 from benchmark.peers.phases import PHASES, SIDES, seconds_of
@@ -41,27 +43,26 @@ PRELOADED = [
 """Modules that the server loads before it forks."""
 
 
-Found = tuple[str, str, str, str, dict[str, Any]]
+Measurement = tuple[str, str, str, str, dict[str, Any]]
 """Release, setting, part of the record, phase and what was found."""
 
 
-def measured(options: argparse.Namespace, releases: list[str]) -> Iterator[Found]:
+def measured(options: argparse.Namespace, releases: list[str]) -> Iterator[Measurement]:
     """Yield what is found on the device of the options, as it is found."""
     if options.device.type == "cpu":
         yield from measured_on_cpu(options, releases)
         return
     for setting in listed(options.settings):
         made = Setting(SHAPES[setting], options.device)
-        phases = [phase for phase in PHASES if phase in listed(f"{options.phases},{options.memory}")]
-        yield from measured_on_gpu(options.checkouts, releases, setting, made, phases, options.rounds)
+        yield from measured_on_gpu(options.checkouts, releases, setting, made, listed(options.phases), options.rounds)
 
 
-def measured_on_cpu(options: argparse.Namespace, releases: list[str]) -> Iterator[Found]:
+def measured_on_cpu(options: argparse.Namespace, releases: list[str]) -> Iterator[Measurement]:
     """Yield what the processes of the measurements find."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     running: dict[Future[Any], tuple[str, str, str, str, str]] = {}
-    with ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(options.jobs or 1, mp_context=context, max_tasks_per_child=1) as pool:
         for setting in listed(options.settings):
             for release in releases:
                 where = options.checkouts, release, setting
@@ -90,8 +91,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--releases", default=",".join(RELEASES))
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each side")
     parser.add_argument("--phases", default=",".join(PHASES), help="phases whose time is measured; may be empty")
-    parser.add_argument("--memory", default=",".join(RUNS_BEFORE), help="phases whose memory is measured; may be empty")
-    parser.add_argument("--jobs", type=int, default=1, help="measurements at the same time")
+    parser.add_argument(
+        "--memory", help="phases whose memory is measured on a CPU; default rollout,update; may be empty"
+    )
+    parser.add_argument("--jobs", type=int, help="measurements at the same time on a CPU; default 1")
     parser.add_argument("--output", type=Path, help="file of records, which is updated after each measurement")
     options = parser.parse_args(arguments)
     on_cpu = options.device.type == "cpu"
@@ -99,7 +102,10 @@ def main(arguments: list[str] | None = None) -> None:
         options.settings = ",".join(name for name in SHAPES if (name != GPU_ONLY) == on_cpu)
     if on_cpu and GPU_ONLY in listed(options.settings):
         parser.error(f"setting {GPU_ONLY} has 8B parameters, and takes hours on a CPU; use --device cuda")
-    results, releases = Results(options.output), options.releases.split(",")
+    if not on_cpu and (options.memory is not None or options.jobs is not None):
+        parser.error("--memory and --jobs are for a CPU; on a GPU, one process measures time and memory of --phases")
+    options.memory = ",".join(RUNS_BEFORE) if options.memory is None else options.memory
+    results, releases = Results(options.output, None if on_cpu else about()), listed(options.releases)
     there = [release for release in releases if RELEASES[release].is_there(options.checkouts)]
     for release, setting, part, phase, found in measured(options, there):
         results.add(release, setting, part, phase, found)

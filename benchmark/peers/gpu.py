@@ -20,11 +20,11 @@ import torch
 from benchmark.gpu.harness import wall_seconds
 from benchmark.peers.peak import MIB, RUNS_BEFORE
 from benchmark.peers.phases import SIDES, phase_of, side_of
-from benchmark.peers.results import OUT_OF_MEMORY
+from benchmark.peers.results import FAILED, OUT_OF_MEMORY
 from benchmark.peers.setting import Setting
 from unmask.trainer.peak import peak_bytes
 
-Found = tuple[list[float], tuple[float, float]]
+TimeAndMemory = tuple[list[float], tuple[float, float]]
 """Wall-clock seconds of each round, and the two numbers of the memory; see `found_of`."""
 
 
@@ -33,8 +33,8 @@ def measured_on_gpu(
 ) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
     """Yield release, setting, part of the record, phase and what was found of a side, as it is found.
 
-    A side that runs out of memory has `OUT_OF_MEMORY` in place of numbers. Any other error is
-    printed, and the measurements go on without this side.
+    A side that runs out of memory has `OUT_OF_MEMORY` in place of numbers, and one with another
+    error, which is printed, `FAILED`.
     """
     with torch.no_grad():
         # Libraries keep memory of the GPU from their first use on.
@@ -50,13 +50,13 @@ def measured_on_gpu(
                     seconds = peaks = OUT_OF_MEMORY
                 except Exception:
                     print(f"{release} {setting}: {phase}, {side} failed:", traceback.format_exc(), file=sys.stderr)
-                    continue
+                    seconds = peaks = FAILED
                 yield release, setting, "seconds", phase, {side: seconds}
                 if phase in RUNS_BEFORE:
                     yield release, setting, "peaks", phase, {side: peaks}
 
 
-def found_of(side: str, release: str, checkouts: Path, made: Setting, phase: str, rounds: int) -> Found:
+def found_of(side: str, release: str, checkouts: Path, made: Setting, phase: str, rounds: int) -> TimeAndMemory:
     """Measure a phase of a side.
 
     Returns:

@@ -15,13 +15,15 @@ from benchmark.peers.setting import SHAPES
 
 COLUMNS = (*PHASES, "whole step", *(f"{phase}, {what}" for what in ("process", "tensors") for phase in RUNS_BEFORE))
 
-OUT_OF_MEMORY = "out of memory"
-"""What stands in a record for the numbers of a side whose device had no memory left."""
+OUT_OF_MEMORY, FAILED = "out of memory", "failed"
+"""What stands in a record for the numbers of a side whose device had no memory left, or that raised
+another error."""
 
 Record = dict[str, Any]
 """Release, setting, and of each phase the `seconds` and the `peaks` of the sides `theirs` and
 `ours`, and the `load` of the machine after the measurement of the time. Seconds are those of each
-round, and peaks are MiB of the process and of tensors; or either is `OUT_OF_MEMORY`."""
+round, and peaks are MiB of the process and of tensors; or either is `OUT_OF_MEMORY` or `FAILED`.
+A record of a GPU says `about` it what it is."""
 
 
 class Results:
@@ -29,10 +31,11 @@ class Results:
 
     Args:
         file: file with earlier records, which is written after each measurement; None to keep no file.
+        about: name of the card, versions and commit, which new records repeat; None on a CPU.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
+    def __init__(self, file: Path | None, about: dict[str, Any] | None = None) -> None:
+        self.file, self.about = file, about
         lines = file.read_text().splitlines() if file is not None and file.is_file() else []
         self.records: dict[tuple[str, str], Record] = {}
         for record in map(json.loads, lines):
@@ -43,6 +46,8 @@ class Results:
         new: Record = {"release": release, "setting": setting, "seconds": {}, "load": {}, "peaks": {}}
         record = self.records.setdefault((release, setting), new)
         record[part].setdefault(phase, {}).update(found)
+        if self.about is not None:
+            record["about"] = self.about
         if part == "seconds":
             record["load"][phase] = round(os.getloadavg()[0], 1)
         if self.file is not None:
@@ -102,7 +107,7 @@ def measured(part: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
         phase: sides
         for phase, sides in part.items()
-        if set(sides) == set(SIDES) and OUT_OF_MEMORY not in sides.values()
+        if set(sides) == set(SIDES) and not any(isinstance(found, str) for found in sides.values())
     }
 
 
@@ -121,8 +126,8 @@ def line_of(record: Record) -> str:
         for index, what in enumerate(("process", "tensors")):
             cells[f"{phase}, {what}"] += f" ({'/'.join(f'{sides[side][index]:.0f}' for side in SIDES)})"
     for phase, sides in [*record["seconds"].items(), *record["peaks"].items()]:
-        if full := [side for side in SIDES if sides.get(side) == OUT_OF_MEMORY]:
-            cells[phase] = f"{OUT_OF_MEMORY}: {' and '.join(full)}"
+        if missing := [f"{found}: {side}" for side in SIDES if isinstance(found := sides.get(side), str)]:
+            cells[phase] = ", ".join(missing)
     return f"| {record['release']} | {record['setting']} | {' | '.join(cells.get(column, '') for column in COLUMNS)} |"
 
 

@@ -59,11 +59,22 @@ SHAPES = {
     "b": Shape("Llama of 25M parameters", "llama", 8, 384, 8192, 4, 32, 64, 32, 32),
     "c": Shape("narrow Llama with the vocabulary of LLaDA", "llama", 2, 64, 126_464, 2, 32, 128, 16, 32),
     "d": Shape(
-        "Llama with the shape of LLaDA-8B", "llama", LARGE.layers, LARGE.hidden, LARGE.vocabulary, 8, LARGE.prompt,
-        LARGE.sampler["max_completion_length"], LARGE.sampler["num_steps"], LARGE.sampler["block_length"],
-        LARGE.heads, LARGE.intermediate, torch.bfloat16, 8,
+        "Llama with the shape of LLaDA-8B",
+        "llama",
+        layers=LARGE.layers,
+        width=LARGE.hidden,
+        vocab=LARGE.vocabulary,
+        batch=8,
+        prompt=LARGE.prompt,
+        length=LARGE.sampler["max_completion_length"],
+        steps=LARGE.sampler["num_steps"],
+        block=LARGE.sampler["block_length"],
+        heads=LARGE.heads,
+        intermediate=LARGE.intermediate,
+        dtype=torch.bfloat16,
+        views_per_forward=8,
     ),
-}  # fmt: skip
+}
 """Settings by name. In (d), the views of a forward pass are as many as in the recipes of LLaDA."""
 GPU_ONLY = "d"
 """Setting whose rollouts take hours on a CPU."""

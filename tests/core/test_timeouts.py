@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 
-from unmask.core.timeouts import budget, time_limit
+from unmask.core.timeouts import budget, time_limit, within
 from unmask.rewards.sandbox import SandboxConfig, SandboxJob, make_sandbox
 from unmask.rewards.scorer import Scorer
 
@@ -46,3 +47,17 @@ def test_programs_that_hang_lose_their_reward_but_do_not_end_the_run() -> None:
 
     assert Scorer({"run": run}, timeout=3.0)([{"prompt": "p"}], ["c"]).total == [0.0]
     assert time.monotonic() - start < 3.0
+
+
+def test_a_limit_leaves_the_alarm_of_its_caller_as_it_was() -> None:
+    """The time limit of a test is such an alarm."""
+    earlier = signal.setitimer(signal.ITIMER_REAL, 100, 7)
+    try:
+        assert within(5, lambda: "done") == "done"
+        left, interval = signal.setitimer(signal.ITIMER_REAL, 0)
+        assert 90 < left <= 100
+        assert interval == 7
+        within(5, lambda: None)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0), "without an alarm before, there is none after"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *earlier)

@@ -129,12 +129,16 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
             raise TimeLimitError
 
     previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    started = time.monotonic()
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
         return work()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        if left:
+            # An alarm of the caller's own rings when it would have, or at once if that time is past.
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), interval)
 
 
 def _within_thread(seconds: float, work: Callable[[], Any]) -> Any:

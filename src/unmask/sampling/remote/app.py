@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -287,11 +287,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        # At once: only then is the port taken, and connections wait until the server starts.
-        bound.listen()
+        with ExitStack() as unless_it_listens:
+            bound = unless_it_listens.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            # At once: only then is the port taken, and connections wait until the server starts.
+            bound.listen()
+            unless_it_listens.pop_all()
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"the server cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or reason(error)}). Choose another "
