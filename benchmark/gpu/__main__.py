@@ -20,17 +20,17 @@ from pathlib import Path
 
 import torch
 
-from benchmark.gpu import memory, numbers, rollouts, runs, step
+from benchmark.gpu import memory, numerics, rollouts, runs, step
 from benchmark.gpu.bench import LARGE, TINY, Bench
 from benchmark.gpu.harness import CHECKS, Report, about, run
 
 ORDER = (
-    numbers.rates,
+    numerics.rates,
     runs.every_method_and_order,
     runs.precision,
     rollouts.block_causal_rollout,
-    numbers.fused_logprob,
-    numbers.agreement_of_batches,
+    numerics.fused_logprob,
+    numerics.agreement_of_batches,
     rollouts.step_against_bare_forward,
     rollouts.cached_rollouts,
     rollouts.adapters,

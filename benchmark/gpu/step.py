@@ -85,7 +85,7 @@ def _recipe(bench: Bench, folder: Path) -> TrainRecipe:
     settings = [
         f"model={folder}",
         f"output_dir={bench.folder / 'steps'}",
-        f"reward_funcs={__file__}:share_of_even_characters",
+        f"reward_funcs={__name__}:share_of_even_characters",
         "max_steps=1",
         "save_steps=1",
         "log_rollouts_steps=0",
