@@ -9,9 +9,10 @@ from unmask.core.config import SamplerConfig
 from unmask.core.records import Trajectory, Views
 from unmask.sampling import LogprobSettings
 
-OPERATIONS = {"top_k": 1700, "top_p": 10_000}
+OPERATIONS = {"top_k": 800, "top_p": 10_000}
 """Floating-point operations that one thread of a CPU makes in the time that it takes to limit one
-logit (docs/scale.md): it searches the k largest logits and, without a top-k, sorts all of them."""
+logit (docs/scale.md): it searches the k largest logits and, without a top-k, sorts all of them. Of
+a larger vocabulary each logit takes longer."""
 
 BYTES = {"top_k": 60, "top_p": 300}
 """Bytes that the kernels of a GPU read and write to limit one logit, which have not been measured."""
