@@ -13,6 +13,7 @@ where NAME is a folder of benchmark/results with the cells.jsonl of a comparison
     methods        a table for each task, with the methods as lines
     differences    the differences of all other methods from those that the arguments name
     decoding       a table for each task: greedy accuracy by number of denoising steps
+    diversity      a table for each task: pass@k of each method by k
     overview       one line for each method; the arguments are a number of denoising steps and the seeds
 
 `<!-- table: lift -->` is the table of benchmark.lift. Figures are those that docs/results.md shows as
@@ -34,7 +35,7 @@ from benchmark import lift
 from unmask.recipes.load import read_tree, validate
 from unmask.report.comparison_files import FIGURES, report
 from unmask.report.difference_tables import explanation, table_of_differences
-from unmask.report.tables import Table, markdown, millions, table_of_methods, with_interval
+from unmask.report.tables import Table, diversity, markdown, millions, table_of_methods, with_interval
 from unmask.runs.atomic import write_atomically
 from unmask.runs.metrics import temperature_name
 from unmask.trainer.comparison.ledger import Ledger
@@ -96,6 +97,13 @@ def decoding(name: str) -> str:
     return "\n\n".join(parts)
 
 
+def pass_at(name: str) -> str:
+    """Return a table of pass@k for each task and temperature at which it was measured."""
+    results = results_of(name)
+    tables = [(task, diversity(results, task, t)) for task in shown_tasks(results) for t in results.temperatures]
+    return "\n\n".join(f"**{task}**\n\n{markdown(table)}" for task, table in tables if table is not None)
+
+
 def overview(name: str, steps: str, *seeds: str) -> str:
     """Return one table with a line for each method, and for each task its accuracies, that with a
     number of denoising steps, and its reward calls, over some of the seeds."""
@@ -121,6 +129,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "methods": methods,
     "differences": differences,
     "decoding": decoding,
+    "diversity": pass_at,
     "overview": overview,
 }
 

@@ -503,8 +503,6 @@ def test_damaged_hashes_of_code_are_named(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_results_whose_hashes_are_missing_or_wrong_are_of_unknown_code(tmp_path: Path) -> None:
     folder = written(tmp_path / "c", [record | {"code": ["0123", "4567"]} for record in RECORDS])
-    assert (
-        f"it is unknown whether they have changed: {folder}/code.json" in report(of(output_dir=str(folder))).read_text()
-    )
+    assert "it is unknown whether they have changed: code.json" in report(of(output_dir=str(folder))).read_text()
     (folder / "code.json").write_text("{}")
     assert "| a † |" in report(of(output_dir=str(folder))).read_text()

@@ -137,6 +137,8 @@ def _code_notes(results: Results, ledger: Ledger) -> list[str]:
         notes.append("These results come from a version of unmask that did not record its code.")
     elif number := sum("code" not in record for record in results.shown):
         notes.append(f"{number} of these results come from a version of unmask that did not record its code.")
-    if files := sorted({name for record in results.shown for name in ledger.unchecked(record)}):
+    unchecked = {name for record in results.shown for name in ledger.unchecked(record)}
+    # The tables may be read in another place than that where they were made.
+    if files := sorted(name.removeprefix(f"{ledger.folder.resolve()}/") for name in unchecked):
         notes.append(f"These files are missing, so it is unknown whether they have changed: {', '.join(files)}.")
     return notes
