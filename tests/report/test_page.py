@@ -553,7 +553,7 @@ def test_of_many_lines_the_six_that_end_highest_show_bands(opened: Opened, tmp_p
     assert chart.locator("[data-series]").count() > 6
     assert bands.count() == 6
     # A line that is hidden makes room for the next one.
-    chart.get_by_role("button", name="EGSPO-SA").click()
+    chart.get_by_role("button", name="EGSPO-SA", exact=True).click()
     assert bands.count() == 6
     assert chart.locator("[data-series].off:not(.plain)").count() == 0
 

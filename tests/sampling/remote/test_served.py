@@ -384,10 +384,11 @@ def test_connections_beyond_the_limit_are_refused_before_their_bodies_are_read(p
 
 
 def test_too_many_and_too_slow_requests_are_refused(policy: Policy) -> None:
-    model, release = ServedModel(policy, "model"), threading.Event()
+    model, release, begun = ServedModel(policy, "model"), threading.Event(), threading.Event()
     generate = model.generate
 
     def slow(content: Any, working: Any) -> Any:
+        begun.set()
         while not release.wait(0.02):
             working()
         return generate(content, working)
@@ -396,7 +397,10 @@ def test_too_many_and_too_slow_requests_are_refused(policy: Policy) -> None:
     with running(make_app(model, ServerLimits(max_waiting=1, timeout=1.0))) as url:
         answers: list[int] = []
         threads = [threading.Thread(target=lambda: answers.append(post(url, SHORT).status_code)) for _ in range(4)]
-        for thread in threads:
+        threads[0].start()
+        # Until it runs, it is the one that waits.
+        assert begun.wait(10)
+        for thread in threads[1:]:
             thread.start()
         for thread in threads:
             thread.join()
