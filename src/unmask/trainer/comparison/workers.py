@@ -45,16 +45,22 @@ class Workers:
 
 
 class InThisProcess(Workers):
-    """Workers that run each job at once, in this process. The trainer handles signals."""
+    """Workers that run each job at once, in this process and with one thread. The trainer handles
+    signals."""
 
     most = 1
 
     def start(self, job: ComparisonJob) -> Future[Record]:
         future: Future[Record] = Future()
+        threads = torch.get_num_threads()
+        # As in `Processes`: sums over two threads have other last bits, and a run amplifies them.
+        torch.set_num_threads(1)
         try:
             future.set_result(work(job))
         except Exception as error:
             future.set_exception(error)
+        finally:
+            torch.set_num_threads(threads)
         return future
 
 
