@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from benchmark.cpu_ranks import PRELOADED, preset_environment
@@ -22,8 +23,10 @@ from benchmark.gpu.harness import CheckSkippedError, Outcome, check
 from unmask.methods import METHODS
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.recipes.load import load_recipe
+from unmask.recipes.schema import TrainRecipe
 from unmask.sampling.orders import ORDERS
 from unmask.tasks.sudoku import Sudoku
+from unmask.trainer import Trainer
 
 SETTINGS = (
     "max_steps=2",
@@ -109,16 +112,17 @@ def wide_folder(bench: Bench) -> Path:
     return folder
 
 
-def trained(bench: Bench, name: str, *overrides: str) -> Any:
-    """Train the tiny model in this process and return the trainer."""
-    from accelerate.state import AcceleratorState
-
-    from unmask.trainer import Trainer
-
+def new_trainer(recipe: TrainRecipe) -> Trainer:
+    """Return a trainer of a run in this process, which may not be the first."""
     # The precision of the run before is not that of this one.
     AcceleratorState._reset_state(reset_partial_state=True)
+    return Trainer(recipe)
+
+
+def trained(bench: Bench, name: str, *overrides: str) -> Trainer:
+    """Train the tiny model in this process and return the trainer."""
     own = (f"model={tiny_folder(bench)}", f"output_dir={bench.folder / name.replace(' ', '-')}")
-    trainer = Trainer(load_recipe("sudoku-tiny", [*SETTINGS, "log_rollouts_steps=0", *own, *overrides]))
+    trainer = new_trainer(load_recipe("sudoku-tiny", [*SETTINGS, "log_rollouts_steps=0", *own, *overrides]))
     trainer.train()
     return trainer
 
@@ -163,8 +167,7 @@ def start(arguments: list[str], log: Path, environment: Mapping[str, str] | None
     GPU it is forked from one that has imported the package; peft and DeepSpeed look for a GPU when
     they are imported, after which a forked process cannot use it."""
     context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-    if not torch.cuda.is_available():
-        context.set_forkserver_preload([*PRELOADED, "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload([*PRELOADED, "transformers.models.llama.modeling_llama"])
     process = context.Process(target=_main, args=(arguments, log, dict(environment or {})), daemon=True)
     process.start()
     return process

@@ -16,11 +16,13 @@ import torch
 from benchmark.gpu.bench import LARGE, Bench
 from benchmark.gpu.harness import Outcome, check
 from benchmark.gpu.memory import RECIPE
+from benchmark.gpu.runs import new_trainer
 from unmask.cli.estimate import estimate
 from unmask.models import Denoiser, save_model, word_tokenizer
 from unmask.recipes.load import load_recipe
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
+from unmask.runs.metrics import read_metrics
 
 NUM_SPECIAL = 3
 """Padding, mask and end, which `word_tokenizer` adds."""
@@ -38,33 +40,29 @@ def training_step(bench: Bench) -> Outcome:
     """A whole training step of EGSPO-SA with adapters, through the trainer: seconds of the rollout
     and of the update, the FLOP/s that they sustain, and the peak of the memory, which is within a
     tenth of the estimate."""
-    from accelerate.state import AcceleratorState
-
-    from unmask.trainer import Trainer
-
     started = time.perf_counter()
     folder = _saved(bench)
     seconds_to_save = time.perf_counter() - started
     recipe = _recipe(bench, folder)
-    AcceleratorState._reset_state(reset_partial_state=True)
     started = time.perf_counter()
-    trainer = Trainer(recipe)
+    trainer = new_trainer(recipe)
     seconds_to_load = time.perf_counter() - started
     if bench.is_gpu:
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     trainer.train()
     seconds_to_train = time.perf_counter() - started
-    lines = [json.loads(line) for line in (Path(recipe.output_dir) / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "time/update" in line][-1]
-    expected = estimate(recipe, prompt_length=_prompt_length(trainer), on_gpu=True)
+    last = next(line for line in read_metrics(Path(recipe.output_dir)) if "time/update" in line)
+    prompt_length = _prompt_length(trainer)
+    expected = estimate(recipe, prompt_length=prompt_length, on_gpu=True)
     costs = {each.name: expected.costs.total(each) for each in expected.work.passes}
     rollout = costs.pop("rollout")
     facts: dict[str, Any] = {
+        "tokens of a prompt": prompt_length,
         "s, rollout": last["time/rollout"],
         "s, update": last["time/update"],
         "TFLOP/s, rollout": 1e-12 * rollout / last["time/rollout"],
-        "TFLOP/s, update": 1e-12 * sum(v for k, v in costs.items() if k != "evaluation") / last["time/update"],
+        "TFLOP/s, update": 1e-12 * sum(costs.values()) / last["time/update"],
         "s, save the model": seconds_to_save,
         "s, load it": seconds_to_load,
         "s, step, evaluation, checkpoint and final model": seconds_to_train,

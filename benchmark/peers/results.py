@@ -89,20 +89,20 @@ class Results:
 def ratios_of(record: Record) -> dict[str, float]:
     """Return the ratios of a record by column."""
     ratios = {}
-    seconds = measured(record["seconds"])
+    seconds = with_both_sides(record["seconds"])
     for phase, sides in seconds.items():
         ratios[phase] = statistics.median(one / other for one, other in zip(*sides_of(sides), strict=True))
     if set(seconds) == set(PHASES):
         parts = [p for p in PHASES if p != "scoring" or RELEASES[record["release"]].scores]
         theirs, ours = (sum(statistics.median(record["seconds"][part][side]) for part in parts) for side in SIDES)
         ratios["whole step"] = theirs / ours
-    for phase, sides in measured(record["peaks"]).items():
+    for phase, sides in with_both_sides(record["peaks"]).items():
         both = zip(("process", "tensors"), *sides_of(sides), strict=True)
         ratios |= {f"{phase}, {what}": one / max(other, 0.1) for what, one, other in both}
     return ratios
 
 
-def measured(part: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def with_both_sides(part: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the phases of a part of a record that have numbers of both sides."""
     return {
         phase: sides
@@ -120,9 +120,9 @@ def sides_of(found: dict[str, list[float]]) -> tuple[list[float], list[float]]:
 def line_of(record: Record) -> str:
     """Return the line of a record: ratios, and what they come from."""
     cells = {column: f"{ratio:.2f}" for column, ratio in ratios_of(record).items()}
-    for phase, sides in measured(record["seconds"]).items():
+    for phase, sides in with_both_sides(record["seconds"]).items():
         cells[phase] += f" {spread_text(*sides_of(sides))}"
-    for phase, sides in measured(record["peaks"]).items():
+    for phase, sides in with_both_sides(record["peaks"]).items():
         for index, what in enumerate(("process", "tensors")):
             cells[f"{phase}, {what}"] += f" ({'/'.join(f'{sides[side][index]:.0f}' for side in SIDES)})"
     for phase, sides in [*record["seconds"].items(), *record["peaks"].items()]:

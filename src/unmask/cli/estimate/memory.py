@@ -288,7 +288,8 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
     if work.chunks > 1:
         # The first chunk has made the gradients before the others run.
         for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
     updated = peak_bytes(backward, denoiser)
     scored, rollout = by_name.get("reference", update), by_name["rollout"]
     with torch.no_grad():

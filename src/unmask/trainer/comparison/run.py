@@ -62,8 +62,8 @@ def compare(
     Args:
         recipe: settings of the comparison.
         jobs: number of jobs at a time. Without a scheduler, each has a process with one thread; the
-            default 1 runs all jobs in this process, with all its threads. With a scheduler, it is
-            the number of jobs that wait or run there; default `MOST_SCHEDULED`.
+            default 1 runs all jobs in this process, with one thread too. With a scheduler, it is the
+            number of jobs that wait or run there; default `MOST_SCHEDULED`.
         rerun_changed: True to repeat jobs whose settings or code have changed; else such jobs are
             an error.
         keep_changed: True to keep results whose code has changed since; the tables mark these

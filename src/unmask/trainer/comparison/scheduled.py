@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.files import read_json_object
 from unmask.runs.atomic import take_lock, write_atomically
@@ -188,7 +186,6 @@ class _Run:
         # trainer saves on SIGUSR1; an evaluation ignores it, because nothing of it could be saved.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-        torch.set_num_threads(self.threads)
         with _waiting_lock(self.result.with_suffix(".lock")):
             # A job that lost its command may have finished while this one waited.
             if self.result.exists() and not {"stopped", "error"} & read_json_object(self.result).keys():
@@ -201,7 +198,7 @@ class _Run:
                 "error": "the code or a file of the comparison has changed since the command started, and a job that starts "
                 "later would use the new code. All results so far are kept. Repeat the command when your edits are done."
             }
-        return work(self.job)
+        return work(self.job, self.threads)
 
 
 def _waiting_lock(path: Path) -> Any:

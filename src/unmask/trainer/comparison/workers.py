@@ -45,22 +45,16 @@ class Workers:
 
 
 class InThisProcess(Workers):
-    """Workers that run each job at once, in this process and with one thread. The trainer handles
-    signals."""
+    """Workers that run each job at once, in this process. The trainer handles signals."""
 
     most = 1
 
     def start(self, job: ComparisonJob) -> Future[Record]:
         future: Future[Record] = Future()
-        threads = torch.get_num_threads()
-        # As in `Processes`: sums over two threads have other last bits, and a run amplifies them.
-        torch.set_num_threads(1)
         try:
             future.set_result(work(job))
         except Exception as error:
             future.set_exception(error)
-        finally:
-            torch.set_num_threads(threads)
         return future
 
 
@@ -100,8 +94,6 @@ def _nothing() -> None:
 
 
 def _begin_worker() -> None:
-    # Two processes of one thread do 1.5 times the work of one process of two.
-    torch.set_num_threads(1)
     # During a run the trainer handles signals: it finishes its step and saves. Between runs the
     # parent ends the worker.
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -118,15 +110,21 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def work(job: ComparisonJob) -> Record:
-    """Run a job in a worker. A user's mistake is recorded as the job's result; other exceptions
-    stop the comparison."""
+def work(job: ComparisonJob, threads: int = 1) -> Record:
+    """Run a job in a worker with a number of threads. A user's mistake is recorded as the job's
+    result; other exceptions stop the comparison."""
+    before = torch.get_num_threads()
+    # The same number wherever a job runs: sums over two threads have other last bits, and a run
+    # amplifies them. Two processes of one thread do 1.5 times the work of one process of two.
+    torch.set_num_threads(threads)
     try:
         return job.run()
     except RunStoppedError as stop:
         return {"stopped": stop.signal_number}
     except UnmaskError as error:
         return {"failed": str(error)}
+    finally:
+        torch.set_num_threads(before)
 
 
 def result_of(future: Future[Record]) -> Record:
