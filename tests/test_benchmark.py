@@ -26,6 +26,7 @@ from benchmark import (
     results,
     roofline,
     speed,
+    trained_models,
 )
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
@@ -37,11 +38,13 @@ from benchmark.peers.releases import RELEASES
 from benchmark.peers.results import FAILED, OUT_OF_MEMORY, Results
 from benchmark.peers.setting import SHAPES, Setting
 from benchmark.peers.source import functions_of
+from tests.helpers.comparisons import small
 from tests.helpers.simulated_cuda import DEVICE
 from unmask.core.config import SamplerConfig
 from unmask.models import TinyConfig, save_model, tiny_denoiser, word_tokenizer
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
+from unmask.trainer.comparison.run import compare
 
 
 @pytest.mark.slow
@@ -461,3 +464,58 @@ def test_the_compared_methods_share_the_recipe_and_differ_in_method_and_shape_al
     shapes = [(r.method.type, r.num_prompts * r.num_generations) for r in recipes]
     assert shapes == [("egspo_sa", 32), ("egspo_ca", 32), ("egspo_ca", 32)]
     assert len({str(r.model_dump(exclude={"method", "num_prompts", "num_generations"})) for r in recipes}) == 1
+
+
+@pytest.mark.slow
+def test_the_models_of_a_comparison_are_decoded_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained_models, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(trained_models, "NUM_ROWS", 16)
+    monkeypatch.setattr(trained_models, "SAMPLED_ROWS", 4)
+    monkeypatch.setattr(trained_models, "SAMPLES", 4)
+    recipe = small(tmp_path, "methods=entropy", tuning=None, baselines=[])
+    folder = compare(recipe, tell=lambda line: None)
+    cells = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+
+    arguments = ["small", "--folder", str(folder)]
+    trained_models.main([*arguments, "--methods", "none"])
+    assert {line["method"] for line in trained_models.read("small")} == {"base"}
+    for _ in range(2):
+        trained_models.main(arguments)
+    lines = trained_models.read("small")
+    assert sorted((line["method"], line["seed"]) for line in lines) == [
+        (m, s) for m in ("base", "entropy") for s in (0, 1)
+    ]
+    for line in lines:
+        # What a comparison measures of the same model on the same examples, by another path.
+        (cell,) = (
+            c
+            for c in cells
+            if c["stage"] != "pretraining" and (c["method"], c["seed"]) == (line["method"], line["seed"])
+        )
+        by_schedule = {point["schedule"]: point for point in line["frontier"]}
+        for steps in ("2", "8"):
+            assert by_schedule[f"fixed, {steps} steps"]["accuracy"] == cell["decoding_accuracy"][steps]
+        assert by_schedule["`threshold=0.98`"]["forwards"] > 8, "a model that has learned nothing is never sure"
+        assert list(line["pass_at"]) == ["1", "2", "4"]
+        assert sorted(line["pass_at"].values()) == list(line["pass_at"].values())
+
+
+def test_the_tables_of_trained_models_pair_seeds_and_show_the_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained_models, "RESULTS", tmp_path / "results.jsonl")
+    lines = [
+        {"comparison": "c", "task": "t", "method": method, "seed": seed, "variant": "v"}
+        | {"frontier": [{"schedule": name, "accuracy": 0.5, "forwards": 3.0 + seed} for name in trained_models.SHOWN]}
+        | {"pass_at": {"1": level, "64": level + gain}}
+        for method, gain in (("a", 0.2), ("base", 0.1))
+        for seed, level in ((1, 0.6), (0, 0.2))
+    ]
+    trained_models.RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = trained_models.diversity_table("c").splitlines()
+    assert rows[2].startswith("| base | 2 | 0.400 ± 2.541 | 0.500 ± 2.541 |")
+    assert rows[2].endswith("|  |")
+    assert rows[3].endswith("| +0.100 ± 0.000 |"), "the rise is certain where the levels are not"
+    frontier = trained_models.frontier_table("c").splitlines()[3]
+    assert "0.500 ± 0.000 (3.5)" in frontier, "an adaptive schedule has its forward passes beside it"
+    assert frontier.count("(") == sum(not name.startswith("fixed") for name in trained_models.SHOWN)

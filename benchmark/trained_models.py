@@ -1,0 +1,188 @@
+"""Models that a comparison has trained: accuracy against forward passes, and pass@k up to 64 samples.
+
+    unmask compare controls-tiny --jobs 2              # trains them, in runs/compare/controls-tiny
+    python -m benchmark.trained_models controls-tiny   # about 20 seconds a model on an idle core
+    python -m benchmark.trained_models controls-tiny --table
+
+Each model, and the base of each seed, decodes test examples greedily, by fixed numbers of steps and by
+adaptive schedules (docs/adaptive-decoding.md). It also samples 64 completions of each of 64 examples at
+temperature .9. Results go to benchmark/results/trained-models.jsonl, one line for each model; a model
+that has a line is not measured again. `--folder` names another folder of the comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from unmask.core.config import SamplerConfig
+from unmask.core.schedules import Schedule
+from unmask.evaluation.on_task import evaluate
+from unmask.functional.intervals import mean_interval
+from unmask.models import Policy, load_model
+from unmask.recipes.load import make_sampler, read_tree, validate
+from unmask.report.tables import Table, markdown
+from unmask.tasks import Task
+from unmask.trainer.comparison.jobs import Record, folder_of
+from unmask.trainer.comparison.ledger import Ledger
+from unmask.trainer.comparison.plan import Plan
+from unmask.trainer.comparison.recipe import BASE, CompareRecipe
+from unmask.trainer.comparison.resolve import run_recipe
+
+RESULTS = Path(__file__).parent / "results" / "trained-models.jsonl"
+FIXED_STEPS = (1, 2, 4, 8, 16)
+SCHEDULES = tuple(
+    str(schedule) for schedule in Schedule.parse_all("threshold=0.9,0.98,factor=0.1,0.3,1,entropy_bound=0.1,0.3")
+)
+NUM_ROWS = 256
+"""Number of test examples that every schedule decodes."""
+SAMPLED_ROWS, SAMPLES, TEMPERATURE = 64, 64, 0.9
+"""Number of test examples of pass@k, of completions of each, and their temperature."""
+SHOWN = ("fixed, 2 steps", "fixed, 4 steps", "fixed, 8 steps", "`factor=1`", "`factor=0.3`", "`factor=0.1`")
+"""Schedules of the table."""
+
+
+def models(recipe: CompareRecipe) -> Iterator[tuple[Record, Path]]:
+    """Yield the record of every finished run of a comparison and of every base, with the folder of its
+    model."""
+    plan, ledger = Plan(recipe), Ledger(recipe.folder)
+    for record in ledger.records:
+        if record["stage"] == "final" and "accuracy" in record:
+            yield record, folder_of(recipe.folder, record) / "final"
+        elif record["stage"] == "base" and (base := plan.base_of(record["task"], record["seed"])) is not None:
+            yield record, ledger.folder_of(base) / "final"
+
+
+def frontier(policy: Policy, task: Task, own: SamplerConfig, seed: int) -> list[dict[str, Any]]:
+    """Decode greedily with every schedule, and return accuracy and forward passes of each."""
+    length = own.max_completion_length
+    settings = [("fixed", steps) for steps in FIXED_STEPS if steps <= length]
+    settings += [(schedule, length) for schedule in SCHEDULES]
+    points = []
+    for schedule, steps in settings:
+        changes = {"schedule": schedule, "num_steps": steps, "temperature": 0.0}
+        found = evaluate(policy, task, NUM_ROWS, sampler=make_sampler(**own.model_dump() | changes), seed=seed)
+        number = "1 step" if steps == 1 else f"{steps} steps"
+        name = f"fixed, {number}" if schedule == "fixed" else f"`{schedule}`"
+        points.append({"schedule": name, "accuracy": found.accuracy, "forwards": round(found.forwards, 3)})
+    return points
+
+
+def pass_at(policy: Policy, task: Task, own: SamplerConfig, seed: int) -> dict[str, float]:
+    """Return pass@k by k."""
+    sampler = own.model_copy(update={"temperature": TEMPERATURE})
+    found = evaluate(policy, task, SAMPLED_ROWS, sampler=sampler, samples=SAMPLES, seed=seed)
+    return {str(k): round(estimate.value, 6) for k, estimate in found.pass_at.items()}
+
+
+def measured(comparison: str, recipe: CompareRecipe, record: Record, model: Path) -> dict[str, Any]:
+    """Return the line of a model."""
+    run = run_recipe(recipe, record["task"], record["method"], record.get("settings", {}), record["seed"])
+    policy = load_model(str(model))
+    labels = {name: record[name] for name in ("task", "method", "seed", "variant")}
+    return {
+        "comparison": comparison,
+        **labels,
+        "frontier": frontier(policy, run.task, run.sampler, record["seed"]),
+        "pass_at": pass_at(policy, run.task, run.sampler, record["seed"]),
+    }
+
+
+def read(comparison: str) -> list[dict[str, Any]]:
+    """Return the lines of a comparison."""
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return [line for line in lines if line["comparison"] == comparison]
+
+
+def measure(comparison: str, folder: Path, tasks: Sequence[str], methods: Sequence[str]) -> None:
+    """Measure the models that have no line yet. An empty list selects everything."""
+    recipe = validate(CompareRecipe, read_tree(folder / "recipe.yaml")).model_copy(update={"output_dir": str(folder)})
+    done = {(line["task"], line["method"], line["seed"], line["variant"]) for line in read(comparison)}
+    for record, model in models(recipe):
+        task, method = record["task"], record["method"]
+        is_selected = (not tasks or task in tasks) and (not methods or method in (*methods, BASE))
+        if is_selected and (task, method, record["seed"], record["variant"]) not in done:
+            line = measured(comparison, recipe, record, model)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(
+                f"{task}, {method}, seed {record['seed']}: pass@{SAMPLES} {line['pass_at'][str(SAMPLES)]:.3f}",
+                flush=True,
+            )
+
+
+def grouped(comparison: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return the lines by task and method, the base first, sorted by seed."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in sorted(read(comparison), key=lambda line: (line["method"] != BASE, line["seed"])):
+        found.setdefault(line["task"], {}).setdefault(line["method"], []).append(line)
+    return found
+
+
+def frontier_table(comparison: str) -> str:
+    """Return a table for each task: accuracy and forward passes of the schedules in `SHOWN`."""
+    tables = []
+    for task, methods in grouped(comparison).items():
+        rows = []
+        for method, lines in methods.items():
+            points = [{point["schedule"]: point for point in line["frontier"]} for line in lines]
+            cells = []
+            for name in SHOWN:
+                forwards = statistics.fmean(of_seed[name]["forwards"] for of_seed in points)
+                cost = "" if name.startswith("fixed") else f" ({forwards:.1f})"
+                cells.append(_mean([of_seed[name]["accuracy"] for of_seed in points]) + cost)
+            rows.append([method, str(len(lines)), *cells])
+        tables.append(markdown(Table("", [f"{task}, greedy", "seeds", *SHOWN], rows)))
+    return "\n\n".join(tables)
+
+
+def diversity_table(comparison: str) -> str:
+    """Return a table for each task: pass@k by k, and the difference from the base at the largest k,
+    paired by seed."""
+    tables = []
+    for task, methods in grouped(comparison).items():
+        base = {line["seed"]: line["pass_at"] for line in methods.get(BASE, [])}
+        rows = []
+        for method, lines in methods.items():
+            ks = list(lines[0]["pass_at"])
+            cells = [_mean([line["pass_at"][k] for line in lines]) for k in ks]
+            rise = [line["pass_at"][ks[-1]] - base[line["seed"]][ks[-1]] for line in lines if line["seed"] in base]
+            rows.append([method, str(len(lines)), *cells, "" if method == BASE else _mean(rise, "+")])
+        columns = [f"{task}, pass@k", "seeds", *(f"k = {k}" for k in ks), f"k = {ks[-1]} minus base"]
+        tables.append(markdown(Table("", columns, rows)))
+    return "\n\n".join(tables)
+
+
+TABLES: dict[str, Callable[[str], str]] = {"frontier": frontier_table, "diversity": diversity_table}
+"""Tables by kind, as functions of the name of a comparison."""
+
+
+def _mean(values: Sequence[float], sign: str = "") -> str:
+    if len(values) < 2:
+        return f"{values[0]:{sign}.3f}" if values else ""
+    mean, half = mean_interval(values)
+    return f"{mean:{sign}.3f} ± {half:.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the models, or print the tables of the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", help="name of the comparison in the results, such as controls-tiny")
+    parser.add_argument("--folder", type=Path, help="folder of the comparison; default runs/compare/COMPARISON")
+    parser.add_argument("--tasks", nargs="+", default=(), help="tasks to measure; default all")
+    parser.add_argument("--methods", nargs="+", default=(), help="methods to measure besides the base; default all")
+    parser.add_argument("--table", action="store_true", help="print the tables of the results")
+    options = parser.parse_args(arguments)
+    if options.table:
+        print(*(table(options.comparison) for table in TABLES.values()), sep="\n\n")
+    else:
+        folder = options.folder or Path("runs/compare") / options.comparison
+        measure(options.comparison, folder, options.tasks, options.methods)
+
+
+if __name__ == "__main__":
+    main()
