@@ -5,7 +5,7 @@
 
 Arithmetic runs here, with its shipped recipes. Results go to benchmark/results/lift.jsonl, one line
 for each seed; an existing seed does not run again. The improvements of the other tasks come from
-the comparison in benchmark/results/counterfactual-tiny.
+the comparison in benchmark/results/controls-tiny.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from unmask.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "lift.jsonl"
 WORK = Path("runs/benchmark/lift")
-CELLS = RESULTS.parent / "counterfactual-tiny" / "cells.jsonl"
+CELLS = RESULTS.parent / "controls-tiny" / "cells.jsonl"
 RECIPE, BASE = "arithmetic-tiny-ca", "arithmetic-tiny-long-base"
 COLUMNS = ("greedy base", "greedy trained", "sampled base", "sampled trained")
+COMPARED = ("EGSPO-SA 8x4", "EGSPO-CA step 32x1", "EGSPO-CA all 32x1")
+"""Methods of the comparison with a line in the table."""
 TEMPERATURES = {"greedy": "0", "sampled": "0.9"}
 
 
@@ -89,9 +91,10 @@ def table() -> str:
     lines += [f"| {r['seed']} | {' | '.join(f'{r[c]:.3f}' for c in COLUMNS)} |" for r in results]
     lines += ["", f"| task | seeds | {' | '.join(COLUMNS)} | greedy rise | sampled rise |", "|---" * 8 + "|"]
     rows = {f"arithmetic, `{RECIPE}`": results} if results else {}
-    for task in ("sudoku", "countdown", "arithmetic"):
-        for scope in ("step", "all"):
-            rows[f"{task}, EGSPO-CA {scope}, equal compute"] = compared(task, f"EGSPO-CA, {scope}")
+    for task in ("sudoku", "sparse sudoku", "countdown", "arithmetic"):
+        for method in COMPARED:
+            if found := compared(task, method):
+                rows[f"{task}, {method}"] = found
     lines += [f"| {name} | {len(found)} | {' | '.join(summary(found))} |" for name, found in rows.items()]
     return "\n".join(lines)
 
