@@ -1,22 +1,18 @@
-"""Tasks with longer answers: does a one-step value predict the return, and does EGSPO-CA hold?
+"""Tasks with longer answers: does the value of a one-step completion predict the return?
 
-    python -m benchmark.long_answers values            # about two CPU minutes a task
-    python -m benchmark.long_answers methods --seeds 2 # about three CPU minutes a run
-    python -m benchmark.long_answers table
+    python -m benchmark.long_answers            # about two CPU minutes a task
+    python -m benchmark.long_answers --table
 
-`values` samples completions of test examples with each base model, and scores the one-step
+It samples completions of test examples with each base model, and scores the one-step
 completion of every state of their paths. For each denoising step it reports Spearman's rank
 correlation between this value and the reward of the finished completion: over all completions, and
 within the completions of a prompt, where the mean of each prompt is subtracted from both. The
 interval is a bootstrap over prompts. The control pairs the values of each prompt with the rewards
 of the next prompt, and must be near zero.
 
-`methods` trains with EGSPO-SA and EGSPO-CA on `arithmetic-long` at equal token passes, with the
-settings of the recipe; nothing is tuned.
-
 Base models are those of the recipes, made once if they are missing (5 to 10 CPU minutes each).
-Results go to benchmark/results/long_answers.jsonl, one line for each task or run; an existing line
-does not run again.
+Results go to benchmark/results/long_answers.jsonl, one line for each task; a task that has a line does
+not run again. `unmask compare long-answers` trains on one of the tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,25 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from unmask.functional.intervals import mean_interval
-
 RESULTS = Path(__file__).parent / "results" / "long_answers.jsonl"
 WORK = Path("runs/benchmark/long_answers")
 TASKS = ("arithmetic-long", "story-small", "sudoku9-small")
-TRAINED = "arithmetic-long"
-"""Recipe on which `methods` compares."""
-SHAPE = ("num_prompts=8", "num_generations=4")
-METHODS = {
-    "EGSPO-SA, 8 x 4": ("method={type: egspo_sa, num_selected: 2, beta: 0.0}", *SHAPE),
-    "EGSPO-CA step, 8 x 4": ("method={type: egspo_ca, num_selected: 1, num_actions: 16, scope: step}", *SHAPE),
-    "EGSPO-CA step, 32 x 1": (
-        "method={type: egspo_ca, num_selected: 1, num_actions: 16, scope: step}",
-        "num_prompts=32",
-        "num_generations=1",
-    ),
-}
 RESAMPLES = 300
-TEMPERATURES = {"greedy": "eval/test@0/accuracy", "sampled": "eval/test@0.9/accuracy"}
 
 
 def base_of(task: str) -> Path:
@@ -166,48 +146,12 @@ def values_of(task: str, num_prompts: int, group: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     steps = [correlations_of(found["value"][..., k], found["reward"], rng) for k in range(found["value"].shape[-1])]
     return {
-        "part": "values",
         "task": task,
         "prompts": num_prompts,
         "group": group,
         "solved": round(float(found["solved"].mean()), 4),
         "reward": round(float(found["reward"].mean()), 4),
         "steps": steps,
-        "cpu_seconds": round(time.process_time() - started, 1),
-    }
-
-
-def run_method(method: str, seed: int, token_passes: int) -> dict[str, Any]:
-    """Return the line of a training run."""
-    from unmask.recipes.load import load_recipe
-    from unmask.runs.metrics import read_metrics
-    from unmask.trainer.loop import Trainer
-
-    folder, started = WORK / f"{method}-{seed}", time.process_time()
-    settings = (
-        f"model={base_of(TRAINED)}",
-        f"output_dir={folder}",
-        f"seed={seed}",
-        f"max_token_passes={token_passes}",
-        "max_steps=1000",
-        "evaluation.eval_steps=1000",  # before the first step and after the last
-        "evaluation.num_rows=128",
-        "log_rollouts_steps=0",
-    )
-    Trainer(load_recipe(TRAINED, (*METHODS[method], *settings)), resume=folder.exists()).train()
-    lines = read_metrics(folder)
-    steps = [line for line in lines if "compute/token_passes" in line]
-    evaluated = [line for line in lines if TEMPERATURES["greedy"] in line]
-    return {
-        "part": "methods",
-        "method": method,
-        "seed": seed,
-        "budget": token_passes,
-        "steps": len(steps),
-        "token_passes": int(sum(line["compute/token_passes"] for line in steps)),
-        "reward_calls": int(sum(line.get("compute/reward_calls", 0) for line in steps)),
-        **{f"{name} base": evaluated[0][key] for name, key in TEMPERATURES.items()},
-        **{f"{name} trained": evaluated[-1][key] for name, key in TEMPERATURES.items()},
         "cpu_seconds": round(time.process_time() - started, 1),
     }
 
@@ -224,9 +168,9 @@ def write(line: dict[str, Any]) -> None:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown with the correlations at nine steps of each path, and the methods."""
+    """Return Markdown with the correlations at nine steps of each path."""
     lines = []
-    for found in (r for r in results if r["part"] == "values"):
+    for found in results:
         steps = found["steps"]
         shown = sorted(
             {round(share * (len(steps) - 1)) for share in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)}
@@ -248,39 +192,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             cells = [" to ".join(_number(steps[k][key]) for key in keys) for k in shown]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join(lines + table_of_methods([r for r in results if r["part"] == "methods"]))
-
-
-def table_of_methods(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the lines of the table that compares the methods, with rises paired by seed."""
-    columns = [
-        "method",
-        "seeds",
-        "steps",
-        "token passes",
-        "reward calls",
-        "greedy",
-        "sampled",
-        "greedy rise",
-        "sampled rise",
-    ]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for method in METHODS:
-        runs = [r for r in results if r["method"] == method]
-        if not runs:
-            continue
-        ends = [_mean([r[f"{name} trained"] for r in runs]) for name in TEMPERATURES]
-        rises = [_mean([r[f"{name} trained"] - r[f"{name} base"] for r in runs], "+") for name in TEMPERATURES]
-        sizes = [f"{statistics.fmean(r[key] for r in runs):,.0f}" for key in ("steps", "token_passes", "reward_calls")]
-        lines.append(f"| {' | '.join([method, str(len(runs)), *sizes, *ends, *rises])} |")
-    return lines if len(lines) > 2 else []
-
-
-def _mean(values: Sequence[float], sign: str = "") -> str:
-    if len(values) < 2:
-        return f"{values[0]:{sign}.3f}"
-    mean, half = mean_interval(values)
-    return f"{mean:{sign}.3f} ± {half:.3f}"
+    return "\n".join(lines).rstrip()
 
 
 def _number(value: float | None) -> str:
@@ -288,26 +200,18 @@ def _number(value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the tasks that have no line yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("values", "methods", "table"))
-    parser.add_argument("--tasks", default=",".join(TASKS), help="tasks of `values`, between commas")
-    parser.add_argument("--prompts", type=int, default=64, help="number of test examples of `values`")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="tasks, between commas")
+    parser.add_argument("--prompts", type=int, default=64, help="number of test examples")
     parser.add_argument("--group", type=int, default=4, help="number of completions of an example")
-    parser.add_argument("--methods", default=";".join(METHODS), help="methods of `methods`, between semicolons")
-    parser.add_argument("--seeds", type=int, default=2, help="number of seeds of `methods`")
-    parser.add_argument("--token-passes", type=int, default=2_000_000, help="compute of a training run")
+    parser.add_argument("--table", action="store_true", help="print the table of the results so far and stop")
     options = parser.parse_args(arguments)
-    if options.part == "values":
-        done = {r["task"] for r in read() if r["part"] == "values"}
+    if not options.table:
+        done = {line["task"] for line in read()}
         for task in options.tasks.split(","):
             if task not in done:
                 write(values_of(task, options.prompts, options.group))
-    elif options.part == "methods":
-        for seed in range(options.seeds):
-            for method in options.methods.split(";"):
-                done_runs = {(r["method"], r["seed"]) for r in read() if r["part"] == "methods"}
-                if (method, seed) not in done_runs:
-                    write(run_method(method, seed, options.token_passes))
     print(table(read()))
 
 

@@ -16,8 +16,9 @@ where NAME is a folder of benchmark/results with the cells.jsonl of a comparison
     diversity      a table for each task: pass@k of each method by k
     overview       one line for each method; the arguments are a number of denoising steps and the seeds
 
-`<!-- table: lift -->` is the table of benchmark.lift, and `<!-- table: trained models; NAME; KIND -->` one of
-benchmark.trained_models with the kind frontier or diversity. Figures are those that docs/results.md shows as
+`<!-- table: lift -->` is the table of benchmark.lift, `<!-- table: long answers -->` that of
+benchmark.long_answers, and `<!-- table: trained models; NAME; KIND -->` one of benchmark.trained_models with
+the kind frontier or diversity. Figures are those that docs/results.md shows as
 images/NAME-compute.png, images/NAME-reward_calls.png and images/NAME-decoding.png; their PDF and SVG
 files are in build/results.
 """
@@ -32,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmark import lift, trained_models
+from benchmark import lift, long_answers, trained_models
 from unmask.recipes.load import read_tree, validate
 from unmask.report.comparison_files import FIGURES, report
 from unmask.report.difference_tables import explanation, table_of_differences
@@ -145,6 +146,8 @@ def table(directive: str) -> str:
     name, *rest = [part.strip() for part in directive.split(";")]
     if name == "lift":
         return lift.table()
+    if name == "long answers":
+        return long_answers.table(long_answers.read())
     if name == "trained models":
         comparison, kind = rest
         return trained_models.TABLES[kind](comparison)
