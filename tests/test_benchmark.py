@@ -245,9 +245,9 @@ def test_a_rise_is_paired_by_seed() -> None:
 
 
 def test_the_rises_of_the_comparison_are_those_of_its_seeds() -> None:
-    found = lift.compared("countdown", "EGSPO-CA, all")
-    assert sorted(r["seed"] for r in found) == list(range(10))
-    assert found != lift.compared("countdown", "EGSPO-CA, step")
+    found = lift.compared("sudoku", "EGSPO-CA all 32x1")
+    assert sorted(r["seed"] for r in found) == list(range(5))
+    assert found != lift.compared("sudoku", "EGSPO-CA step 32x1")
     assert load_recipe(lift.RECIPE).model == f"{load(PretrainRecipe, lift.BASE).output_dir}/final"
 
 

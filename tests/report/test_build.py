@@ -226,7 +226,7 @@ def test_runs_share_charts_and_have_distinct_names_from_their_paths(tmp_path: Pa
 def test_a_comparison_is_the_numbers_of_its_table(tmp_path: Path) -> None:
     import csv
 
-    folder = RESULTS / "counterfactual-tiny"
+    folder = RESULTS / "controls-tiny"
     (comparison,) = page_data(write_report([folder], tmp_path / "c.html").path)["comparisons"]
     rows = list(csv.DictReader((folder / "table.csv").open()))
     seen = 0

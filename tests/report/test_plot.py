@@ -177,7 +177,7 @@ def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.C
     assert sorted(path.name for path in tmp_path.glob("b*")) == ["b.csv", "b.pdf", "b.png", "b.svg"]
     assert_same_table(tmp_path / "b.csv", RESULTS / "paper-tiny" / "compute.csv")
     place = tmp_path / "compare-2"
-    shutil.copytree(RESULTS / "counterfactual-tiny", place)
+    shutil.copytree(RESULTS / "controls-tiny", place)
     assert unmask("plot", place, "--output", tmp_path / "against.png") == 0
     assert (
         capsys.readouterr().out == f"figure: {tmp_path / 'against.png'}\nfigure: {tmp_path / 'against-decoding.png'}\n"
