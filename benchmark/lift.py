@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unmask.functional.intervals import mean_interval
+from unmask.report.tables import with_interval
 from unmask.runs.metrics import read_metrics
+from unmask.trainer.comparison.results import Mean
 
 RESULTS = Path(__file__).parent / "results" / "lift.jsonl"
 WORK = Path("runs/benchmark/lift")
@@ -80,8 +81,8 @@ def compared(task: str, method: str) -> list[dict[str, Any]]:
 def summary(results: list[dict[str, Any]]) -> list[str]:
     """Return means over seeds and improvements paired by seed, with 95 % t intervals."""
     rises = [[r[f"{name} trained"] - r[f"{name} base"] for r in results] for name in TEMPERATURES]
-    means = [f"{m:.3f} ± {h:.3f}" for m, h in (mean_interval([r[c] for r in results]) for c in COLUMNS)]
-    return means + [f"{m:+.3f} ± {h:.3f}" for m, h in map(mean_interval, rises)]
+    means = [with_interval(Mean.of([r[c] for r in results], 0.0, 1.0)) for c in COLUMNS]
+    return means + [with_interval(Mean.of(rise, -1.0, 1.0), signed=True) for rise in rises]
 
 
 def table() -> str:

@@ -1,6 +1,6 @@
 """Tasks with longer answers: does the value of a one-step completion predict the return?
 
-    python -m benchmark.long_answers            # about two CPU minutes a task
+    python -m benchmark.long_answers            # half a CPU minute a task
     python -m benchmark.long_answers --table
 
 It samples completions of test examples with each base model, and scores the one-step
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the tasks that have no line yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join(TASKS), help="tasks, between commas")
-    parser.add_argument("--prompts", type=int, default=64, help="number of test examples")
+    parser.add_argument("--prompts", type=int, default=48, help="number of test examples")
     parser.add_argument("--group", type=int, default=4, help="number of completions of an example")
     parser.add_argument("--table", action="store_true", help="print the table of the results so far and stop")
     options = parser.parse_args(arguments)

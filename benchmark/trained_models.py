@@ -1,7 +1,7 @@
 """Models that a comparison has trained: accuracy against forward passes, and pass@k up to 64 samples.
 
     unmask compare controls-tiny --jobs 2              # trains them, in runs/compare/controls-tiny
-    python -m benchmark.trained_models controls-tiny   # about 20 seconds a model on an idle core
+    python -m benchmark.trained_models controls-tiny   # five to ten seconds a model on an idle core
     python -m benchmark.trained_models controls-tiny --table
 
 Each model, and the base of each seed, decodes test examples greedily, by fixed numbers of steps and by
@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from unmask.core.config import SamplerConfig
+from unmask.core.errors import RunError
 from unmask.core.schedules import Schedule
 from unmask.evaluation.on_task import evaluate
-from unmask.functional.intervals import mean_interval
 from unmask.models import Policy, load_model
 from unmask.recipes.load import make_sampler, read_tree, validate
-from unmask.report.tables import Table, markdown
+from unmask.report.tables import Table, markdown, with_interval
 from unmask.tasks import Task
 from unmask.trainer.comparison.jobs import Record, folder_of
 from unmask.trainer.comparison.ledger import Ledger
 from unmask.trainer.comparison.plan import Plan
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe
 from unmask.trainer.comparison.resolve import run_recipe
+from unmask.trainer.comparison.results import Mean
 
 RESULTS = Path(__file__).parent / "results" / "trained-models.jsonl"
 FIXED_STEPS = (1, 2, 4, 8, 16)
@@ -60,7 +61,8 @@ def models(recipe: CompareRecipe) -> Iterator[tuple[Record, Path]]:
 def frontier(policy: Policy, task: Task, own: SamplerConfig, seed: int) -> list[dict[str, Any]]:
     """Decode greedily with every schedule, and return accuracy and forward passes of each."""
     length = own.max_completion_length
-    settings = [("fixed", steps) for steps in FIXED_STEPS if steps <= length]
+    blocks = length // (own.block_length or length)
+    settings = [("fixed", steps) for steps in FIXED_STEPS if steps <= length and steps % blocks == 0]
     settings += [(schedule, length) for schedule in SCHEDULES]
     points = []
     for schedule, steps in settings:
@@ -99,13 +101,22 @@ def read(comparison: str) -> list[dict[str, Any]]:
 
 
 def measure(comparison: str, folder: Path, tasks: Sequence[str], methods: Sequence[str]) -> None:
-    """Measure the models that have no line yet. An empty list selects everything."""
+    """Measure the models that have no line yet. An empty list selects everything.
+
+    Raises:
+        RunError: if a model is not in the folder, for example because only the results were copied.
+    """
     recipe = validate(CompareRecipe, read_tree(folder / "recipe.yaml")).model_copy(update={"output_dir": str(folder)})
     done = {(line["task"], line["method"], line["seed"], line["variant"]) for line in read(comparison)}
     for record, model in models(recipe):
         task, method = record["task"], record["method"]
         is_selected = (not tasks or task in tasks) and (not methods or method in (*methods, BASE))
         if is_selected and (task, method, record["seed"], record["variant"]) not in done:
+            if not model.exists():
+                raise RunError(
+                    f"{model} does not exist: {folder} has the results of {method} on {task}, but not its model. "
+                    "Run the comparison there."
+                )
             line = measured(comparison, recipe, record, model)
             with RESULTS.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -116,27 +127,32 @@ def measure(comparison: str, folder: Path, tasks: Sequence[str], methods: Sequen
 
 
 def grouped(comparison: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return the lines by task and method, the base first, sorted by seed."""
+    """Return the lines by task and method, the base first, sorted by seed. If a method has run again with
+    other settings, only the newest line of each seed counts."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for line in sorted(read(comparison), key=lambda line: (line["method"] != BASE, line["seed"])):
+    newest = {(line["task"], line["method"], line["seed"]): line for line in read(comparison)}
+    for line in sorted(newest.values(), key=lambda line: (line["method"] != BASE, line["seed"])):
         found.setdefault(line["task"], {}).setdefault(line["method"], []).append(line)
     return found
 
 
 def frontier_table(comparison: str) -> str:
-    """Return a table for each task: accuracy and forward passes of the schedules in `SHOWN`."""
+    """Return a table for each task: accuracy and forward passes of those schedules in `SHOWN` that its
+    completions allow."""
     tables = []
     for task, methods in grouped(comparison).items():
+        measured_here = {point["schedule"] for lines in methods.values() for point in lines[0]["frontier"]}
+        shown = [name for name in SHOWN if name in measured_here]
         rows = []
         for method, lines in methods.items():
             points = [{point["schedule"]: point for point in line["frontier"]} for line in lines]
             cells = []
-            for name in SHOWN:
+            for name in shown:
                 forwards = statistics.fmean(of_seed[name]["forwards"] for of_seed in points)
                 cost = "" if name.startswith("fixed") else f" ({forwards:.1f})"
-                cells.append(_mean([of_seed[name]["accuracy"] for of_seed in points]) + cost)
+                cells.append(_share([of_seed[name]["accuracy"] for of_seed in points]) + cost)
             rows.append([method, str(len(lines)), *cells])
-        tables.append(markdown(Table("", [f"{task}, greedy", "seeds", *SHOWN], rows)))
+        tables.append(markdown(Table("", [f"{task}, greedy", "seeds", *shown], rows)))
     return "\n\n".join(tables)
 
 
@@ -149,9 +165,16 @@ def diversity_table(comparison: str) -> str:
         rows = []
         for method, lines in methods.items():
             ks = list(lines[0]["pass_at"])
-            cells = [_mean([line["pass_at"][k] for line in lines]) for k in ks]
+            cells = [_share([line["pass_at"][k] for line in lines]) for k in ks]
             rise = [line["pass_at"][ks[-1]] - base[line["seed"]][ks[-1]] for line in lines if line["seed"] in base]
-            rows.append([method, str(len(lines)), *cells, "" if method == BASE else _mean(rise, "+")])
+            rows.append(
+                [
+                    method,
+                    str(len(lines)),
+                    *cells,
+                    "" if method == BASE or not rise else with_interval(Mean.of(rise, -1.0, 1.0), signed=True),
+                ]
+            )
         columns = [f"{task}, pass@k", "seeds", *(f"k = {k}" for k in ks), f"k = {ks[-1]} minus base"]
         tables.append(markdown(Table("", columns, rows)))
     return "\n\n".join(tables)
@@ -161,11 +184,8 @@ TABLES: dict[str, Callable[[str], str]] = {"frontier": frontier_table, "diversit
 """Tables by kind, as functions of the name of a comparison."""
 
 
-def _mean(values: Sequence[float], sign: str = "") -> str:
-    if len(values) < 2:
-        return f"{values[0]:{sign}.3f}" if values else ""
-    mean, half = mean_interval(values)
-    return f"{mean:{sign}.3f} ± {half:.3f}"
+def _share(values: Sequence[float]) -> str:
+    return with_interval(Mean.of(values, 0.0, 1.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,8 +39,10 @@ from benchmark.peers.results import FAILED, OUT_OF_MEMORY, Results
 from benchmark.peers.setting import SHAPES, Setting
 from benchmark.peers.source import functions_of
 from tests.helpers.comparisons import small
+from tests.helpers.messages import raises
 from tests.helpers.simulated_cuda import DEVICE
 from unmask.core.config import SamplerConfig
+from unmask.core.errors import RunError
 from unmask.models import TinyConfig, save_model, tiny_denoiser, word_tokenizer
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
@@ -240,7 +242,7 @@ def test_a_rise_is_paired_by_seed() -> None:
         {"greedy base": b, "greedy trained": b + 0.2, "sampled base": b, "sampled trained": b + 0.2} for b in (0.1, 0.5)
     ]
     *means, greedy, sampled = lift.summary(results)
-    assert means == ["0.300 ± 2.541", "0.500 ± 2.541"] * 2
+    assert means == ["0.300 (0.000 to 1.000)", "0.500 (0.000 to 1.000)"] * 2
     assert greedy == sampled == "+0.200 ± 0.000"
 
 
@@ -462,6 +464,10 @@ def test_the_models_of_a_comparison_are_decoded_once_each(tmp_path: Path, monkey
     arguments = ["small", "--folder", str(folder)]
     trained_models.main([*arguments, "--methods", "none"])
     assert {line["method"] for line in trained_models.read("small")} == {"base"}
+    gone = tmp_path / "gone"
+    shutil.copytree(folder, gone, ignore=shutil.ignore_patterns("runs"))
+    with raises(RunError, "Run the comparison there", snapshot=False):
+        trained_models.main(["small", "--folder", str(gone)])
     for _ in range(2):
         trained_models.main(arguments)
     lines = trained_models.read("small")
@@ -494,11 +500,15 @@ def test_the_tables_of_trained_models_pair_seeds_and_show_the_cost(
         for method, gain in (("a", 0.2), ("base", 0.1))
         for seed, level in ((1, 0.6), (0, 0.2))
     ]
-    trained_models.RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # An older line of one seed, and a task whose completions are too short for eight steps.
+    older = lines[0] | {"variant": "older", "pass_at": {"1": 0.0, "64": 0.0}}
+    short = lines[0] | {"task": "short", "frontier": lines[0]["frontier"][:2]}
+    trained_models.RESULTS.write_text("".join(json.dumps(line) + "\n" for line in (older, *lines, short)))
     rows = trained_models.diversity_table("c").splitlines()
-    assert rows[2].startswith("| base | 2 | 0.400 ± 2.541 | 0.500 ± 2.541 |")
+    assert rows[2].startswith("| base | 2 | 0.400 (0.000 to 1.000) | 0.500 (0.000 to 1.000) |")
     assert rows[2].endswith("|  |")
     assert rows[3].endswith("| +0.100 ± 0.000 |"), "the rise is certain where the levels are not"
     frontier = trained_models.frontier_table("c").splitlines()[3]
     assert "0.500 ± 0.000 (3.5)" in frontier, "an adaptive schedule has its forward passes beside it"
     assert frontier.count("(") == sum(not name.startswith("fixed") for name in trained_models.SHOWN)
+    assert trained_models.frontier_table("c").splitlines()[-1] == "| a | 1 | 0.500 | 0.500 |"
