@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from unmask.report.build import write_report
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-COMPARISON = Path(__file__).parent / "results" / "controls-tiny"
+COMPARISON = Path(__file__).parent / "results" / "long-answers"
 LARGEST = 300_000
 """Maximum size of a picture in bytes."""
 
