@@ -15,10 +15,11 @@ where NAME is a folder of benchmark/results with the cells.jsonl of a comparison
     decoding       a table for each task: greedy accuracy by number of denoising steps
     diversity      a table for each task: pass@k of each method by k
     overview       one line for each method; the arguments are a number of denoising steps and the seeds
+    frontier       a table for each task: accuracy and forward passes, from benchmark.trained_models
+    samples        a table for each task: pass@k up to 64 samples, from benchmark.trained_models
 
-`<!-- table: lift -->` is the table of benchmark.lift, `<!-- table: long answers -->` that of
-benchmark.long_answers, and `<!-- table: trained models; NAME; KIND -->` one of benchmark.trained_models with
-the kind frontier or diversity. Figures are those that docs/results.md shows as
+`<!-- table: lift -->` is the table of benchmark.lift, and `<!-- table: long answers -->` that of
+benchmark.long_answers. Figures are those that docs/results.md shows as
 images/NAME-compute.png, images/NAME-reward_calls.png and images/NAME-decoding.png; their PDF and SVG
 files are in build/results.
 """
@@ -133,6 +134,8 @@ KINDS: dict[str, Callable[..., str]] = {
     "decoding": decoding,
     "diversity": pass_at,
     "overview": overview,
+    "frontier": trained_models.frontier_table,
+    "samples": trained_models.diversity_table,
 }
 
 
@@ -148,9 +151,6 @@ def table(directive: str) -> str:
         return lift.table()
     if name == "long answers":
         return long_answers.table(long_answers.read())
-    if name == "trained models":
-        comparison, kind = rest
-        return trained_models.TABLES[kind](comparison)
     kind, *arguments = rest
     return KINDS[kind](name, *arguments)
 

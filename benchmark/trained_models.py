@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import RunError
+from unmask.core.files import read_json_lines
 from unmask.core.schedules import Schedule
 from unmask.evaluation.on_task import evaluate
 from unmask.models import Policy, load_model
@@ -96,7 +97,7 @@ def measured(comparison: str, recipe: CompareRecipe, record: Record, model: Path
 
 def read(comparison: str) -> list[dict[str, Any]]:
     """Return the lines of a comparison."""
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    lines = read_json_lines(RESULTS) if RESULTS.exists() else []
     return [line for line in lines if line["comparison"] == comparison]
 
 
@@ -180,10 +181,6 @@ def diversity_table(comparison: str) -> str:
     return "\n\n".join(tables)
 
 
-TABLES: dict[str, Callable[[str], str]] = {"frontier": frontier_table, "diversity": diversity_table}
-"""Tables by kind, as functions of the name of a comparison."""
-
-
 def _share(values: Sequence[float]) -> str:
     return with_interval(Mean.of(values, 0.0, 1.0))
 
@@ -198,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of the results")
     options = parser.parse_args(arguments)
     if options.table:
-        print(*(table(options.comparison) for table in TABLES.values()), sep="\n\n")
+        print(frontier_table(options.comparison), diversity_table(options.comparison), sep="\n\n")
     else:
         folder = options.folder or Path("runs/compare") / options.comparison
         measure(options.comparison, folder, options.tasks, options.methods)
