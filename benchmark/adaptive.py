@@ -214,6 +214,13 @@ def frontier_points(lines: Sequence[dict[str, Any]], task: str) -> list[Frontier
     return points
 
 
+def named(schedule: str, steps: int) -> str:
+    """Return the name of a schedule in tables; the number of steps belongs to the fixed schedule."""
+    if schedule != "fixed":
+        return f"`{schedule}`"
+    return "fixed, 1 step" if steps == 1 else f"fixed, {steps} steps"
+
+
 def frontier_table(lines: Sequence[dict[str, Any]], task: str) -> str:
     """Return accuracy and forward passes of every schedule on a task."""
     seeds = points_by_seed(lines, task)
@@ -221,9 +228,7 @@ def frontier_table(lines: Sequence[dict[str, Any]], task: str) -> str:
     rows.append("|---|---|---|---|---|")
     settings = list(zip(*seeds, strict=True))
     for greedy, sampled in zip(settings[: len(settings) // 2], settings[len(settings) // 2 :], strict=True):
-        name = greedy[0]["schedule"]
-        number = "1 step" if greedy[0]["steps"] == 1 else f"{greedy[0]['steps']} steps"
-        cells = [f"fixed, {number}" if name == "fixed" else f"`{name}`"]
+        cells = [named(greedy[0]["schedule"], greedy[0]["steps"])]
         for points in (greedy, sampled):
             cells.append(f"{statistics.fmean(point['forwards'] for point in points):.1f}")
             cells.append(_mean([point["accuracy"] for point in points]))

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark.adaptive import named
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import RunError
 from unmask.core.files import read_json_lines
@@ -53,6 +54,9 @@ def models(recipe: CompareRecipe) -> Iterator[tuple[Record, Path]]:
     model."""
     plan, ledger = Plan(recipe), Ledger(recipe.folder)
     for record in ledger.records:
+        if record["task"] not in recipe.tasks or record["method"] not in (*recipe.methods, BASE):
+            # The folder was last run with a selection, so its recipe does not know this record's settings.
+            continue
         if record["stage"] == "final" and "accuracy" in record:
             yield record, folder_of(recipe.folder, record) / "final"
         elif record["stage"] == "base" and (base := plan.base_of(record["task"], record["seed"])) is not None:
@@ -69,9 +73,9 @@ def frontier(policy: Policy, task: Task, own: SamplerConfig, seed: int) -> list[
     for schedule, steps in settings:
         changes = {"schedule": schedule, "num_steps": steps, "temperature": 0.0}
         found = evaluate(policy, task, NUM_ROWS, sampler=make_sampler(**own.model_dump() | changes), seed=seed)
-        number = "1 step" if steps == 1 else f"{steps} steps"
-        name = f"fixed, {number}" if schedule == "fixed" else f"`{schedule}`"
-        points.append({"schedule": name, "accuracy": found.accuracy, "forwards": round(found.forwards, 3)})
+        points.append(
+            {"schedule": named(schedule, steps), "accuracy": found.accuracy, "forwards": round(found.forwards, 3)}
+        )
     return points
 
 

@@ -468,6 +468,8 @@ def test_the_models_of_a_comparison_are_decoded_once_each(tmp_path: Path, monkey
     shutil.copytree(folder, gone, ignore=shutil.ignore_patterns("runs"))
     with raises(RunError, "Run the comparison there", snapshot=False):
         trained_models.main(["small", "--folder", str(gone)])
+    selected = recipe.model_copy(update={"methods": {}})
+    assert {record["method"] for record, _ in trained_models.models(selected)} == {"base"}
     for _ in range(2):
         trained_models.main(arguments)
     lines = trained_models.read("small")
